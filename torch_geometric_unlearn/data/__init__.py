@@ -1,0 +1,11 @@
+from .from_frame import from_csv, from_frame, from_parquet, raw_to_internal, to_frame
+from .schema import validate
+
+__all__ = [
+    'from_csv',
+    'from_frame',
+    'from_parquet',
+    'raw_to_internal',
+    'to_frame',
+    'validate',
+]

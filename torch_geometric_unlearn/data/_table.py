@@ -1,0 +1,280 @@
+r"""Reads and checks the columns and the features of a table of interactions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Union
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# One modality: a frame indexed by item id, item id -> vector, or rows as in 'items'.
+ItemFeatures = Union['pd.DataFrame', Mapping[Any, Any], np.ndarray, Tensor]
+
+SPLITS = {'train': 0, 'val': 1, 'test': 2, 0: 0, 1: 1, 2: 2}
+
+
+def import_optional(name: str, feature: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            f"{feature} needs '{name}'. Install it with "
+            f'\'pip install "torch_geometric_unlearn[frame]"\'.'
+        ) from error
+
+
+def import_pandas() -> Any:
+    return import_optional('pandas', 'Converting from and to tables')
+
+
+def some(values: Iterable[Any], limit: int = 5) -> str:
+    r"""Returns a few values for a message."""
+    values = list(values)
+    text = ', '.join(repr(value) for value in values[:limit])
+    return text + (', ...' if len(values) > limit else '')
+
+
+def to_list(values: Iterable[Any], name: str) -> list[Any]:
+    r"""Returns hashable ids as a list of Python objects."""
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise TypeError(
+            f"'{name}' must be an iterable of ids (got {values!r}). For one id, "
+            f'pass [{values!r}].'
+        )
+    ids = values.tolist() if hasattr(values, 'tolist') else list(values)
+    try:
+        set(ids)
+    except TypeError as error:
+        raise TypeError(f"'{name}' must hold hashable ids (got {error})") from error
+    return ids
+
+
+def check_ids(values: Iterable[Any], name: str) -> list[Any]:
+    r"""Returns unique, present ids as a list."""
+    pd = import_pandas()
+    ids = to_list(values, name)
+    if pd.isna(pd.Series(ids, dtype=object)).any():
+        raise ValueError(f"'{name}' must not hold missing ids (got {some(ids)})")
+    if len(set(ids)) < len(ids):
+        twice = next(raw for raw, count in Counter(ids).items() if count > 1)
+        raise ValueError(f"'{name}' must hold unique ids (got {twice!r} twice)")
+    return ids
+
+
+def check_columns(df: pd.DataFrame, **columns: str | None) -> None:
+    for role, name in columns.items():
+        if name is None:
+            continue
+        count = sum(column == name for column in df.columns)
+        if count != 1:
+            raise ValueError(
+                f"'{role}' must name one column of 'df' (got {name!r}, which occurs "
+                f'{count} times among {list(df.columns)})'
+            )
+    if columns['user'] == columns['item']:
+        raise ValueError(
+            f"'user' and 'item' must name different columns "
+            f'(got {columns["user"]!r} for both)'
+        )
+    if len(df) == 0:
+        raise ValueError("'df' must hold at least one interaction (got no rows)")
+
+
+def assign_ids(column: pd.Series, name: str) -> tuple[np.ndarray, list[Any]]:
+    r"""Returns the internal id of every row and the raw id of every internal id."""
+    pd = import_pandas()
+    absent = column.isna()
+    if absent.any():
+        raise ValueError(
+            f"Column '{name}' must hold an id in every row, but {int(absent.sum())} "
+            f'rows lack it (got none at index {some(column.index[absent].tolist())}). '
+            f"Remove them with df.dropna(subset=['{name}'])."
+        )
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        codes, ids = column.cat.codes.to_numpy(), column.cat.categories
+    else:
+        try:
+            codes, ids = pd.factorize(column)
+        except TypeError as error:
+            raise TypeError(
+                f"Column '{name}' must hold hashable ids, such as strings or integers "
+                f'(got {error})'
+            ) from error
+    return codes.astype(np.int64), ids.tolist()
+
+
+def extend(ids: list[Any], *more: list[Any]) -> list[Any]:
+    return list(dict.fromkeys([raw for part in (ids, *more) for raw in part]))
+
+
+def read_split(column: pd.Series) -> np.ndarray:
+    # Booleans equal 0 and 1, but mean something else.
+    known = column.isin(list(SPLITS)) & ~column.isin([True, False])
+    if not known.all():
+        raise ValueError(
+            f"Column '{column.name}' must hold 'train', 'val' or 'test' (or 0, 1, 2) "
+            f'in every row (got {some(column[~known].drop_duplicates().tolist())})'
+        )
+    return column.astype(object).map(SPLITS).to_numpy(np.int64)
+
+
+def unique_pairs(
+    df: pd.DataFrame,
+    user: str,
+    item: str,
+    user_code: np.ndarray,
+    item_code: np.ndarray,
+    time: str | None,
+    duplicates: str,
+) -> np.ndarray:
+    r"""Returns which rows to keep so that every pair occurs once, as a mask."""
+    pd = import_pandas()
+    code = pd.Series(user_code * (item_code.max() + 1) + item_code)
+    repeated = code.duplicated()
+    if duplicates == 'error' and repeated.any():
+        first = df.iloc[int(repeated.to_numpy().argmax())]
+        raise ValueError(
+            f"'df' must hold every pair once, but {int(repeated.sum())} rows repeat "
+            f'one (got user {first[user]!r} with item {first[item]!r} again). To keep '
+            f"one row per pair, pass duplicates='first' or duplicates='last'."
+        )
+    if time is not None and repeated.any():
+        _check_time(df[time])
+        order = df[time].reset_index(drop=True)
+        order = order.sort_values(kind='stable', na_position='first').index
+        code = code.loc[order]
+    keep = ~code.duplicated(keep='last' if duplicates == 'last' else 'first')
+    return keep.sort_index().to_numpy()
+
+
+def is_datetime(column: pd.Series) -> bool:
+    return bool(import_pandas().api.types.is_datetime64_any_dtype(column))
+
+
+def _check_time(column: pd.Series) -> None:
+    is_number = column.dtype.kind in 'iuf'
+    if not is_number and not is_datetime(column):
+        raise TypeError(
+            f"Column '{column.name}' must hold integers or datetimes as time (got "
+            f'{column.dtype}). Convert it first, e.g. with pandas.to_datetime.'
+        )
+
+
+def _train_values(column: pd.Series, train: np.ndarray) -> pd.Series:
+    r"""Returns the rows of training interactions, none of which may be missing."""
+    values = column[train]
+    absent = values.isna()
+    if absent.any():
+        raise ValueError(
+            f"Column '{column.name}' must hold a value for every training "
+            f'interaction, but {int(absent.sum())} are missing (got none at index '
+            f'{some(values.index[absent].tolist())})'
+        )
+    return values
+
+
+def read_time(column: pd.Series, train: np.ndarray) -> Tensor:
+    _check_time(column)
+    values = _train_values(column, train)
+    if column.dtype.kind == 'f':
+        # Integers beside missing values, as in CSV files: exact up to 2**53.
+        bad = (values % 1 != 0) | (values.abs() > 2**53)
+        if bad.any():
+            raise ValueError(
+                f"Column '{column.name}' must hold integers or datetimes as time "
+                f'(got {some(values[bad].tolist())}). Round it, or choose a finer '
+                f'unit.'
+            )
+    return torch.tensor(values.astype('int64').to_numpy())
+
+
+def read_rating(column: pd.Series, train: np.ndarray) -> Tensor:
+    if column.dtype.kind not in 'iuf':
+        raise TypeError(
+            f"Column '{column.name}' must hold numbers as rating (got {column.dtype})"
+        )
+    values = _train_values(column, train).astype('float32')
+    bad = ~np.isfinite(values.to_numpy())
+    if bad.any():
+        raise ValueError(
+            f"Column '{column.name}' must hold finite ratings (got "
+            f'{some(values[bad].tolist())})'
+        )
+    return torch.tensor(values.to_numpy())
+
+
+def read_features(
+    name: str,
+    table: ItemFeatures,
+    catalogue: list[Any] | None,
+) -> tuple[list[Any], np.ndarray]:
+    r"""Returns item ids and their feature rows, float32."""
+    pd = import_pandas()
+    where = f"item_features['{name}']"
+    if not isinstance(name, str) or not name.isidentifier() or name.startswith('x_'):
+        raise ValueError(
+            f"'item_features' must have modality names such as 'image' as keys "
+            f"(got {name!r}). They are stored as 'x_<name>'."
+        )
+    if isinstance(table, pd.DataFrame):
+        ids, rows = check_ids(table.index, f'{where}.index'), table.to_numpy()
+    elif isinstance(table, Mapping):
+        ids, rows = check_ids(table.keys(), where), list(table.values())
+    elif catalogue is None:
+        raise ValueError(
+            f"'{where}' must be a frame indexed by item id or a mapping from item id "
+            f"to vector (got {type(table).__name__}). For rows in a known order, pass "
+            f"that order as 'items'."
+        )
+    else:
+        ids = catalogue
+        rows = table.detach().cpu() if isinstance(table, Tensor) else table
+    try:
+        x = np.array(rows, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"'{where}' must hold numeric vectors of one length (got: {error})"
+        ) from error
+    if x.ndim != 2 or len(x) != len(ids) or x.size == 0:
+        raise ValueError(
+            f"'{where}' must have shape [{len(ids)}, F] with F >= 1, one row per named "
+            f'item (got {list(x.shape)})'
+        )
+    bad = ~np.isfinite(x).all(axis=1)
+    if bad.any():
+        raise ValueError(
+            f"'{where}' must be finite in float32, but {int(bad.sum())} items hold NaN "
+            f'or infinity (got {some(ids[k] for k in np.flatnonzero(bad))}). Leave these '
+            f"items out and pass missing='mean' or missing='zero'."
+        )
+    return ids, x
+
+
+def align_features(
+    name: str,
+    ids: list[Any],
+    x: np.ndarray,
+    item_ids: list[Any],
+    missing: str,
+) -> Tensor:
+    r"""Returns feature rows in the order of internal ids, :obj:`[I, F]`."""
+    row = {raw: k for k, raw in enumerate(ids)}
+    absent = [raw for raw in item_ids if raw not in row]
+    if absent and missing == 'error':
+        raise ValueError(
+            f"item_features['{name}'] must cover every item, but {len(absent)} of "
+            f'{len(item_ids)} lack a vector (got none for {some(absent)}). To fill '
+            f"them in, pass missing='mean' or missing='zero'."
+        )
+    fill = x.mean(axis=0, dtype=np.float64) if missing == 'mean' else 0.0
+    out = np.full((len(item_ids), x.shape[1]), fill, dtype=np.float32)
+    internal = {raw: i for i, raw in enumerate(item_ids)}
+    out[[internal[raw] for raw in ids]] = x
+    return torch.from_numpy(out)

@@ -1,0 +1,283 @@
+r"""Tables of interactions to data objects and back, with the caller's own ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch_geometric.data import HeteroData
+
+from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.data._table import (
+    ItemFeatures,
+    align_features,
+    assign_ids,
+    check_columns,
+    check_ids,
+    extend,
+    import_optional,
+    import_pandas,
+    is_datetime,
+    read_features,
+    read_rating,
+    read_split,
+    read_time,
+    some,
+    to_list,
+    unique_pairs,
+)
+from torch_geometric_unlearn.utils.check import check_choice
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def from_frame(
+    df: pd.DataFrame,
+    *,
+    user: str = 'user',
+    item: str = 'item',
+    split: str | None = None,
+    time: str | None = None,
+    rating: str | None = None,
+    users: Iterable[Any] | None = None,
+    items: Iterable[Any] | None = None,
+    item_features: Mapping[str, ItemFeatures] | None = None,
+    duplicates: str = 'error',
+    missing: str = 'error',
+) -> HeteroData:
+    r"""Builds a data object from a table with one interaction per row.
+
+    Users and items get internal ids in order of their first appearance in
+    :obj:`df`; then follow the ids that only :obj:`users`, :obj:`items` and
+    :obj:`item_features` name. A categorical column fixes the order itself: its ids are
+    those of its categories, also where a category has no row. The caller's ids are
+    kept as the lists :obj:`data['user'].raw_id` and :obj:`data['item'].raw_id`, whose
+    position is the internal id. Needs the optional dependency :obj:`pandas`.
+
+    .. note::
+        Held-out pairs carry neither time nor rating: both are attributes of the
+        training edges, and :meth:`to_frame` leaves them missing elsewhere.
+
+    Args:
+        df (pandas.DataFrame): The interactions; left as it is.
+        user (str, optional): Column of user ids, of any hashable type.
+            (default: :obj:`'user'`)
+        item (str, optional): Column of item ids, of any hashable type.
+            (default: :obj:`'item'`)
+        split (str, optional): Column that holds :obj:`'train'`, :obj:`'val'` or
+            :obj:`'test'` (or 0, 1, 2). Without it, every interaction is for training;
+            :class:`~torch_geometric_unlearn.transforms.SplitInteractions` splits them.
+            (default: :obj:`None`)
+        time (str, optional): Column of integers, kept in their unit, or of datetimes,
+            stored as integers since 1970 (UTC) in the unit of the column, which
+            :obj:`data.time_dtype` records. (default: :obj:`None`)
+        rating (str, optional): Column of numbers, stored as float32.
+            (default: :obj:`None`)
+        users (iterable, optional): Further known users. (default: :obj:`None`)
+        items (iterable, optional): Further known items, and the meaning of the rows of
+            feature arrays. (default: :obj:`None`)
+        item_features (dict, optional): By modality, a frame indexed by item id, a
+            mapping from item id to vector, or an array whose row :obj:`k` belongs to
+            :obj:`items[k]`. (default: :obj:`None`)
+        duplicates (str, optional): What to do if a pair occurs more than once:
+            :obj:`'error'`, or keep the :obj:`'first'` or the :obj:`'last'`, by time if
+            given (missing times count as earliest) and by row otherwise.
+            (default: :obj:`'error'`)
+        missing (str, optional): What to do with items that a modality lacks:
+            :obj:`'error'`, or fill in :obj:`'zero'` or the :obj:`'mean'` of the
+            others. (default: :obj:`'error'`)
+
+    Shapes:
+        - **interactions:** :obj:`edge_index` :math:`(2, E)`, :obj:`time` :math:`(E)`
+          int64, :obj:`rating` :math:`(E)` float32
+        - **features:** :obj:`x_<modality>` :math:`(N_{item}, F)` float32
+
+    Raises:
+        ImportError: If :obj:`pandas` is not installed.
+        TypeError: If an argument or a column has the wrong type.
+        ValueError: If a column is absent, an id is missing, a pair occurs twice, an
+            item lacks features, or a value is not finite.
+
+    Example:
+        >>> df = pd.DataFrame({'user': ['ann', 'bob'], 'item': ['pen', 'ink']})
+        >>> data = from_frame(df, item_features={'text': {'pen': [0.1], 'ink': [0.7]}})
+        >>> data['item'].raw_id
+        ['pen', 'ink']
+    """
+    pd = import_pandas()
+    check_choice(duplicates, 'duplicates', ('error', 'first', 'last'))
+    check_choice(missing, 'missing', ('error', 'mean', 'zero'))
+    if not isinstance(df, pd.DataFrame):
+        raise TypeError(
+            f"'df' must be a pandas DataFrame (got {type(df).__name__}). For a file, "
+            f"use 'from_csv' or 'from_parquet'."
+        )
+    check_columns(df, user=user, item=item, split=split, time=time, rating=rating)
+    catalogue = None if items is None else check_ids(items, 'items')
+    tables = {
+        name: read_features(name, table, catalogue)
+        for name, table in (item_features or {}).items()
+    }
+    user_code, user_ids = assign_ids(df[user], user)
+    item_code, item_ids = assign_ids(df[item], item)
+    user_ids = extend(user_ids, [] if users is None else check_ids(users, 'users'))
+    item_ids = extend(item_ids, catalogue or [], *(ids for ids, _ in tables.values()))
+
+    part = np.zeros(len(df), np.int64) if split is None else read_split(df[split])
+    keep = unique_pairs(df, user, item, user_code, item_code, time, duplicates)
+    pairs = torch.from_numpy(np.stack([user_code, item_code]))
+    train = torch.from_numpy(keep & (part == 0))
+
+    data = HeteroData()
+    data['user'].num_nodes, data['user'].raw_id = len(user_ids), user_ids
+    data['item'].num_nodes, data['item'].raw_id = len(item_ids), item_ids
+    for name, (ids, x) in tables.items():
+        data['item'][f'x_{name}'] = align_features(name, ids, x, item_ids, missing)
+    store = data[schema.EDGE_TYPE]
+    store.edge_index = pairs[:, train]
+    if time is not None:
+        store.time = read_time(df[time], train.numpy())
+        if is_datetime(df[time]):
+            data.time_dtype = str(df[time].dtype)
+    if rating is not None:
+        store.rating = read_rating(df[rating], train.numpy())
+    if split is not None:
+        data.val_edge_label_index = pairs[:, torch.from_numpy(keep & (part == 1))]
+        data.test_edge_label_index = pairs[:, torch.from_numpy(keep & (part == 2))]
+    return schema.validate(data)
+
+
+def from_csv(
+    path: str | PathLike[str],
+    *,
+    read_options: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> HeteroData:
+    r"""Builds a data object from a CSV file with one interaction per row.
+
+    Ids are read as strings, so that :obj:`007` stays :obj:`'007'` and a column of
+    digits and letters has one type; :obj:`read_options` can say otherwise.
+
+    Args:
+        path (str or PathLike): The file.
+        read_options (dict, optional): Further arguments of :meth:`pandas.read_csv`,
+            *e.g.* :obj:`{'sep': '\t', 'parse_dates': ['time']}`.
+            (default: :obj:`None`)
+        **kwargs (optional): Arguments of :meth:`from_frame`.
+    """
+    pd = import_pandas()
+    columns = (kwargs.get('user', 'user'), kwargs.get('item', 'item'))
+    options = {'dtype': dict.fromkeys(columns, str), **(read_options or {})}
+    return from_frame(pd.read_csv(path, **options), **kwargs)
+
+
+def from_parquet(
+    path: str | PathLike[str],
+    *,
+    read_options: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> HeteroData:
+    r"""Builds a data object from a Parquet file with one interaction per row.
+
+    Args:
+        path (str or PathLike): The file.
+        read_options (dict, optional): Further arguments of
+            :meth:`pandas.read_parquet`. (default: :obj:`None`)
+        **kwargs (optional): Arguments of :meth:`from_frame`.
+    """
+    pd = import_pandas()
+    import_optional('pyarrow', 'Reading Parquet files')
+    return from_frame(pd.read_parquet(path, **(read_options or {})), **kwargs)
+
+
+def to_frame(data: HeteroData) -> pd.DataFrame:
+    r"""Returns all interactions as a table, with the caller's ids where known.
+
+    Columns are :obj:`user`, :obj:`item`, :obj:`split` and, where the training edges
+    have them, :obj:`time` and :obj:`rating`, which are missing in held-out rows.
+    The id columns are categorical and list every user and item by internal id, so that
+    :obj:`from_frame(to_frame(data), split='split')` assigns the same ids again, also
+    to users and items without rows. Features are not part of the table.
+
+    Raises:
+        ImportError: If :obj:`pandas` is not installed.
+        TypeError, ValueError: If :obj:`data` breaks the data contract.
+    """
+    pd = import_pandas()
+    schema.validate(data)
+    store = data[schema.EDGE_TYPE]
+    parts = [store.edge_index, schema.held_out(data, 'val')]
+    parts.append(schema.held_out(data, 'test'))
+    sizes = [part.size(1) for part in parts]
+    pairs = torch.cat(parts, dim=1).cpu().numpy()
+
+    out = {}
+    for codes, node_type in zip(pairs, (schema.USER, schema.ITEM)):
+        ids = pd.Index(_raw_ids(data, node_type), tupleize_cols=False)
+        out[node_type] = pd.Categorical.from_codes(codes, categories=ids)
+    out['split'] = np.repeat(['train', 'val', 'test'], sizes)
+    rows = pd.RangeIndex(len(out['split']))
+    for key in ('time', 'rating'):
+        if key not in store:
+            continue
+        column = pd.Series(store[key].cpu().numpy())
+        if key == 'time' and 'time_dtype' in data:
+            column = column.astype(data.time_dtype)
+        elif key == 'time' and sum(sizes[1:]) > 0:
+            column = column.astype('Int64')  # Integers with missing ones, lossless.
+        out[key] = column.reindex(rows)
+    return pd.DataFrame(out)
+
+
+def raw_to_internal(
+    data: HeteroData,
+    node_type: str,
+    raw_ids: Iterable[Any],
+) -> Tensor:
+    r"""Returns the internal ids of the caller's own user or item ids.
+
+    Args:
+        data (HeteroData): Data with an id map, as built by :meth:`from_frame`.
+        node_type (str): :obj:`'user'` or :obj:`'item'`.
+        raw_ids (iterable): The caller's own ids; order and repetitions are kept.
+
+    Returns:
+        torch.Tensor: Internal ids, int64 :obj:`[len(raw_ids)]`.
+
+    Raises:
+        TypeError: If :obj:`raw_ids` is a single id, or holds unhashable values.
+        ValueError: If :obj:`data` has no id map or does not know an id.
+    """
+    check_choice(node_type, 'node_type', (schema.USER, schema.ITEM))
+    ids = to_list(raw_ids, 'raw_ids')
+    if 'raw_id' not in data[node_type]:
+        raise ValueError(
+            f"data['{node_type}'] must hold the id map 'raw_id' to look up raw ids "
+            f"(got none). Build the data with 'from_frame', or pass internal ids."
+        )
+    internal = {raw: i for i, raw in enumerate(_raw_ids(data, node_type))}
+    unknown = [raw for raw in dict.fromkeys(ids) if raw not in internal]
+    if unknown:
+        raise ValueError(
+            f"'raw_ids' must name known {node_type}s, but {len(unknown)} are unknown "
+            f'(got {some(unknown)}). Ids are compared with their type: 7 is '
+            f"not '7'."
+        )
+    return torch.tensor([internal[raw] for raw in ids], dtype=torch.int64)
+
+
+def _raw_ids(data: HeteroData, node_type: str) -> list[Any]:
+    r"""Returns the caller's ids by internal id, or the internal ids themselves."""
+    size = int(data[node_type].num_nodes)
+    ids = data[node_type].get('raw_id', range(size))
+    if len(ids) != size:
+        raise ValueError(
+            f"data['{node_type}'].raw_id must hold one id per {node_type}: expected "
+            f'{size} (got {len(ids)})'
+        )
+    return list(ids)

@@ -1,0 +1,309 @@
+r"""Names and checks of the data contract that every part of the package shares.
+
+=========================================  =====================================
+where                                      what
+=========================================  =====================================
+``data['user'].num_nodes``                 number of users
+``data['item'].num_nodes``                 number of items
+``data['item'].x_<modality>``              item features ``[I, F]``, float32
+``data['user', 'interacts', 'item']``      the **training** interactions only:
+                                           ``edge_index [2, E]`` int64 with unique
+                                           pairs, further attributes of length
+                                           ``E``, ``forget_mask [E]`` bool
+``data['item', 'rev_interacts', 'user']``  optional, the same pairs flipped
+``data.val_edge_label_index``              held-out pairs ``[2, *]`` int64
+``data.test_edge_label_index``             held-out pairs ``[2, *]`` int64
+``data.forget_level``                      ``user``, ``item``, ``interaction`` or
+                                           ``mixed``
+=========================================  =====================================
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch_geometric.data import HeteroData
+
+USER = 'user'
+ITEM = 'item'
+EDGE_TYPE = (USER, 'interacts', ITEM)
+REV_EDGE_TYPE = (ITEM, 'rev_interacts', USER)
+HELD_OUT = ('val_edge_label_index', 'test_edge_label_index')
+FORGET_LEVELS = ('user', 'item', 'interaction', 'mixed')
+
+
+def similar_edge_type(modality: str) -> tuple[str, str, str]:
+    r"""Returns the edge type of the item-item graph of a modality."""
+    return (ITEM, f'similar_{modality}', ITEM)
+
+
+def num_users(data: HeteroData) -> int:
+    r"""Returns the number of users."""
+    return int(data[USER].num_nodes)
+
+
+def num_items(data: HeteroData) -> int:
+    r"""Returns the number of items."""
+    return int(data[ITEM].num_nodes)
+
+
+def modalities(data: HeteroData) -> list[str]:
+    r"""Returns the names of the item modalities, in the order they are stored."""
+    return [key[2:] for key in data[ITEM].keys() if key.startswith('x_')]
+
+
+def features(data: HeteroData) -> dict[str, Tensor]:
+    r"""Returns the item features :obj:`[I, F]` by modality."""
+    return {name: data[ITEM][f'x_{name}'] for name in modalities(data)}
+
+
+def pair_codes(edge_index: Tensor, num_items: int) -> Tensor:
+    r"""Returns one int64 code :obj:`u * num_items + i` per pair, shape :obj:`[E]`."""
+    return edge_index[0] * num_items + edge_index[1]
+
+
+def forget_mask(data: HeteroData) -> Tensor:
+    r"""Returns the request as a mask :obj:`[E]` (all :obj:`False` without one)."""
+    store = data[EDGE_TYPE]
+    if 'forget_mask' in store:
+        return store.forget_mask
+    return torch.zeros(
+        store.edge_index.size(1), dtype=torch.bool, device=store.edge_index.device
+    )
+
+
+def retained_edge_index(data: HeteroData) -> Tensor:
+    r"""Returns the training pairs :obj:`[2, *]` that are not to be forgotten."""
+    return data[EDGE_TYPE].edge_index[:, ~forget_mask(data)]
+
+
+def forgotten_edge_index(data: HeteroData) -> Tensor:
+    r"""Returns the training pairs :obj:`[2, *]` that are to be forgotten."""
+    return data[EDGE_TYPE].edge_index[:, forget_mask(data)]
+
+
+def held_out(data: HeteroData, split: str) -> Tensor:
+    r"""Returns the held-out pairs :obj:`[2, *]` of :obj:`'val'` or :obj:`'test'`.
+
+    Empty if :obj:`data` holds no such split.
+    """
+    if split not in ('val', 'test'):
+        raise ValueError(f"'split' must be 'val' or 'test' (got '{split}')")
+    key = f'{split}_edge_label_index'
+    if key in data:
+        return data[key]
+    return data[EDGE_TYPE].edge_index.new_empty((2, 0))
+
+
+def deleted_pairs(data: HeteroData, pairs: Tensor) -> Tensor:
+    r"""Tells which :obj:`pairs` :obj:`[2, n]` belong to a user or item that the
+    request of :obj:`data` deletes as a whole, bool :obj:`[n]`.
+    """
+    gone = torch.zeros(pairs.size(1), dtype=torch.bool, device=pairs.device)
+    for row, key in enumerate(['forget_users', 'forget_items']):
+        if key in data:
+            gone |= torch.isin(pairs[row], data[key].to(pairs.device))
+    return gone
+
+
+def validate(data: HeteroData) -> HeteroData:
+    r"""Checks :obj:`data` against the data contract and returns it unchanged.
+
+    Raises:
+        TypeError: If :obj:`data` is no :class:`HeteroData`, or a tensor has the
+            wrong data type.
+        ValueError: If a part is missing, has the wrong shape, an id is negative or
+            out of range, a pair occurs twice, a held-out pair is a training pair
+            as well, a feature is NaN or infinite, or the reverse edges disagree.
+    """
+    if not isinstance(data, HeteroData):
+        raise TypeError(
+            f"'data' must be a 'HeteroData' object (got '{type(data).__name__}'). "
+            f"To build one from a table, use 'from_frame'."
+        )
+    _check_sizes(data)
+    for name, x in features(data).items():
+        check_features(x, num_items(data), f"data['item'].x_{name}")
+    _check_interactions(data)
+    _check_held_out(data)
+    _check_reverse(data)
+    _check_request(data)
+    return data
+
+
+def check_features(x: Tensor, num_rows: int, name: str) -> None:
+    r"""Raises unless :obj:`x` is a finite float32 matrix with :obj:`num_rows` rows.
+
+    Raises:
+        TypeError: If :obj:`x` is no float32 tensor.
+        ValueError: If its shape is wrong, or a value is NaN or infinite.
+    """
+    if not isinstance(x, Tensor) or x.dtype != torch.float32:
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"'{name}' must be a float32 tensor (got {got})")
+    if x.dim() != 2 or x.size(1) == 0:
+        raise ValueError(
+            f"'{name}' must have shape [num_items, F] with F >= 1 "
+            f'(got {list(x.shape)})'
+        )
+    if x.size(0) != num_rows:
+        raise ValueError(
+            f"'{name}' must have one row per item: expected {num_rows} rows "
+            f'(got {x.size(0)})'
+        )
+    bad = ~torch.isfinite(x).all(dim=1)
+    if bad.any():
+        raise ValueError(
+            f"'{name}' must be finite, but {int(bad.sum())} of {num_rows} rows hold "
+            f'NaN or infinity (first: row {int(bad.nonzero()[0])}). '
+            f'Replace these values, e.g. by the mean over the other rows.'
+        )
+
+
+def check_pairs(edge_index: Tensor, num_users: int, num_items: int, name: str) -> None:
+    r"""Raises unless :obj:`edge_index` holds unique, valid (user, item) pairs.
+
+    Raises:
+        TypeError: If :obj:`edge_index` is no int64 tensor.
+        ValueError: If its shape is not :obj:`[2, *]`, an id is negative or out of
+            range, or a pair occurs twice.
+    """
+    if not isinstance(edge_index, Tensor) or edge_index.dtype != torch.int64:
+        is_tensor = isinstance(edge_index, Tensor)
+        got = edge_index.dtype if is_tensor else type(edge_index).__name__
+        raise TypeError(f"'{name}' must be an int64 tensor (got {got})")
+    if edge_index.dim() != 2 or edge_index.size(0) != 2:
+        raise ValueError(
+            f"'{name}' must have shape [2, num_pairs] (got {list(edge_index.shape)})"
+        )
+    for row, (kind, size) in enumerate([('user', num_users), ('item', num_items)]):
+        ids = edge_index[row]
+        bad = (ids < 0) | (ids >= size)
+        if bad.any():
+            first = int(bad.nonzero()[0])
+            raise ValueError(
+                f"'{name}' holds {int(bad.sum())} {kind} ids outside [0, {size - 1}] "
+                f'(first: {int(ids[first])} at position {first}). Ids must be '
+                f"0-based and dense; 'from_frame' maps any ids to such ones."
+            )
+    codes, counts = pair_codes(edge_index, num_items).unique(return_counts=True)
+    if (counts > 1).any():
+        code = int(codes[counts > 1][0])
+        raise ValueError(
+            f"'{name}' must hold unique pairs, but {int((counts > 1).sum())} occur "
+            f'more than once (first: user {code // num_items}, '
+            f'item {code % num_items}). Remove the duplicates.'
+        )
+
+
+def _check_sizes(data: HeteroData) -> None:
+    for node_type in (USER, ITEM):
+        if node_type not in data.node_types:
+            raise ValueError(
+                f"'data' must hold the node types 'user' and 'item' "
+                f'(got {data.node_types})'
+            )
+        size = data[node_type].get('num_nodes')
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ValueError(
+                f"data['{node_type}'].num_nodes must be a positive integer "
+                f'(got {size})'
+            )
+
+
+def _check_interactions(data: HeteroData) -> None:
+    for src, rel, dst in data.edge_types:
+        between = {src, dst} == {USER, ITEM}
+        if between and (src, rel, dst) not in (EDGE_TYPE, REV_EDGE_TYPE):
+            raise ValueError(
+                f"'data' holds the edge type {(src, rel, dst)} between users and "
+                f'items, which a deletion would not reach. Remove it, or rename it '
+                f'to {EDGE_TYPE} or, if it holds the same pairs flipped, to '
+                f'{REV_EDGE_TYPE}.'
+            )
+    if EDGE_TYPE not in data.edge_types or 'edge_index' not in data[EDGE_TYPE]:
+        raise ValueError(
+            f"'data' must hold the training interactions as data[{EDGE_TYPE}]."
+            f'edge_index (got the edge types {data.edge_types})'
+        )
+    store = data[EDGE_TYPE]
+    name = f'data[{EDGE_TYPE}].edge_index'
+    check_pairs(store.edge_index, num_users(data), num_items(data), name)
+    num_edges = store.edge_index.size(1)
+    if num_edges == 0:
+        raise ValueError(
+            f"'{name}' is empty: there is no training interaction to learn from. "
+            f"Check the split, e.g. with 'SplitInteractions'."
+        )
+    for key, value in store.items():
+        if key == 'edge_index' or not isinstance(value, Tensor) or value.dim() == 0:
+            continue
+        if value.size(0) != num_edges:
+            raise ValueError(
+                f"data[{EDGE_TYPE}].{key} must have length {num_edges}, one entry "
+                f'per training interaction (got {value.size(0)}). Store what is not '
+                f'per interaction on the graph itself.'
+            )
+
+
+def _check_held_out(data: HeteroData) -> None:
+    items = num_items(data)
+    seen = pair_codes(data[EDGE_TYPE].edge_index, items)
+    where = 'training'
+    for key in HELD_OUT:
+        if key not in data:
+            continue
+        check_pairs(data[key], num_users(data), items, f'data.{key}')
+        codes = pair_codes(data[key], items)
+        leaked = torch.isin(codes, seen)
+        if leaked.any():
+            code = int(codes[leaked][0])
+            raise ValueError(
+                f"'data.{key}' must not overlap with the {where} pairs, but "
+                f'{int(leaked.sum())} pairs do (first: user {code // items}, item '
+                f'{code % items}). Held-out pairs would leak into the model.'
+            )
+        seen, where = torch.cat([seen, codes]), 'training or validation'
+
+
+def _check_reverse(data: HeteroData) -> None:
+    if REV_EDGE_TYPE not in data.edge_types:
+        return
+    items = num_items(data)
+    reverse = data[REV_EDGE_TYPE].edge_index
+    name = f'data[{REV_EDGE_TYPE}].edge_index'
+    if not isinstance(reverse, Tensor) or reverse.dim() != 2 or reverse.size(0) != 2:
+        raise ValueError(f"'{name}' must be a tensor of shape [2, num_pairs]")
+    check_pairs(reverse.flip(0), num_users(data), items, name)
+    forward = pair_codes(data[EDGE_TYPE].edge_index, items).sort()[0]
+    if not torch.equal(forward, pair_codes(reverse.flip(0), items).sort()[0]):
+        raise ValueError(
+            f"'{name}' must hold exactly the training pairs, flipped. Rebuild it, "
+            f"e.g. with 'torch_geometric.transforms.ToUndirected'."
+        )
+
+
+def _check_request(data: HeteroData) -> None:
+    store = data[EDGE_TYPE]
+    if 'forget_mask' not in store:
+        return
+    mask = store.forget_mask
+    num_edges = store.edge_index.size(1)
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"'forget_mask' must be a bool tensor (got {got})")
+    if mask.dim() != 1 or mask.numel() != num_edges:
+        raise ValueError(
+            f"'forget_mask' must have shape [{num_edges}], one entry per training "
+            f'interaction (got {list(mask.shape)})'
+        )
+    if mask.all():
+        raise ValueError(
+            "'forget_mask' deletes every training interaction: nothing would be "
+            'left to recommend from. Withdraw the model instead of unlearning.'
+        )
+    if 'forget_level' in data and data.forget_level not in FORGET_LEVELS:
+        raise ValueError(
+            f"'forget_level' must be one of {FORGET_LEVELS} "
+            f"(got '{data.forget_level}')"
+        )

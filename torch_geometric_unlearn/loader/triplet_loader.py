@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from torch_geometric_unlearn.nn.models.base import Triplets
+from torch_geometric_unlearn.utils.check import check_int
+from torch_geometric_unlearn.utils.seed import generator
+
+
+class TripletLoader:
+    r"""Draws (user, positive, negative) batches, each pair once per pass in random
+    order, with one fresh negative per pair.
+
+    A negative is uniform over :obj:`negative_items`, redrawn while it is one of the
+    user's known positives, for the whole pass at once: known pairs are looked up in a
+    sorted list of codes, and only the hits are drawn again. The last, smaller batch
+    is kept.
+
+    Args:
+        edge_index (torch.Tensor): Positive pairs, int64 :obj:`[2, E]`.
+        num_items (int): Number of items.
+        batch_size (int, optional): Pairs per batch. (default: :obj:`2048`)
+        known (torch.Tensor, optional): Pairs that are never drawn as negatives, int64
+            :obj:`[2, *]`; the positive pairs if not given. (default: :obj:`None`)
+        negative_items (torch.Tensor, optional): Items to draw from, int64
+            :obj:`[n]`. If not given, the items of the positive pairs, as the MMRec
+            benchmarks do, or all items if that leaves some user without a negative
+            [ours]. (default: :obj:`None`)
+        seed (int, optional): Seed of order and negatives. (default: :obj:`0`)
+
+    Raises:
+        ValueError: If there is no pair, or a user's known positives cover all items
+            to draw from.
+
+    Example:
+        >>> loader = TripletLoader(torch.tensor([[0, 1], [0, 1]]), num_items=2)
+        >>> next(iter(loader)).neg_item.numel()
+        2
+    """
+
+    def __init__(
+        self,
+        edge_index: Tensor,
+        num_items: int,
+        batch_size: int = 2048,
+        known: Tensor | None = None,
+        negative_items: Tensor | None = None,
+        seed: int = 0,
+    ) -> None:
+        if edge_index.size(1) == 0:
+            raise ValueError("'edge_index' holds no pair to draw batches from")
+        self.num_items = check_int(num_items, 'num_items', 1)
+        self.batch_size = check_int(batch_size, 'batch_size', 1)
+        self.edge_index = edge_index.cpu()
+        known = self.edge_index if known is None else known.cpu()
+        self._codes = (known[0] * num_items + known[1]).unique()
+        self.generator = generator(seed)
+        items = self.edge_index[1] if negative_items is None else negative_items.cpu()
+        self.negative_items = items.unique()
+        if negative_items is None and self._full_users().numel() > 0:
+            self.negative_items = torch.arange(num_items)
+        full = self._full_users()
+        if full.numel() > 0:
+            raise ValueError(
+                f'{full.numel()} users (first: {int(full[0])}) already have all '
+                f'{self.negative_items.numel()} items that negatives are drawn from. '
+                f'Leave these users out, or widen the catalogue.'
+            )
+
+    def __len__(self) -> int:
+        return -(-self.edge_index.size(1) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Triplets]:
+        num_pairs = self.edge_index.size(1)
+        perm = torch.randperm(num_pairs, generator=self.generator)
+        user, pos_item = self.edge_index[:, perm]
+        neg_item = self.sample_negatives(user)
+        for start in range(0, num_pairs, self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            yield Triplets(user[rows], pos_item[rows], neg_item[rows])
+
+    def sample_negatives(self, user: Tensor) -> Tensor:
+        r"""Returns one negative item per entry of :obj:`user`, int64 :obj:`[B]`."""
+        out = self._draw(user.numel())
+        pending = self._is_known(user, out).nonzero().view(-1)
+        while pending.numel() > 0:
+            out[pending] = self._draw(pending.numel())
+            pending = pending[self._is_known(user[pending], out[pending])]
+        return out
+
+    def _draw(self, num: int) -> Tensor:
+        pool = self.negative_items
+        index = torch.randint(pool.numel(), (num,), generator=self.generator)
+        return pool[index]
+
+    def _is_known(self, user: Tensor, item: Tensor) -> Tensor:
+        if self._codes.numel() == 0:
+            return torch.zeros_like(user, dtype=torch.bool)
+        code = user * self.num_items + item
+        place = torch.searchsorted(self._codes, code)
+        return self._codes[place.clamp_(max=self._codes.numel() - 1)] == code
+
+    def _full_users(self) -> Tensor:
+        users, items = self._codes // self.num_items, self._codes % self.num_items
+        asked = self.edge_index[0].unique()
+        taken = users[torch.isin(items, self.negative_items)].bincount(
+            minlength=int(asked.max()) + 1
+        )
+        return asked[taken[asked] >= self.negative_items.numel()]

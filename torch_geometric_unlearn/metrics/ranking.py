@@ -1,0 +1,178 @@
+r"""Recall and NDCG by full ranking over all items, on PyG's link prediction metrics.
+
+Definitions: for a user with relevant items :math:`R_u` and list :math:`T_u` of the
+:math:`K` best items that are not masked,
+
+.. math::
+    \textrm{Recall@}K = \frac{|T_u \cap R_u|}{|R_u|}, \qquad
+    \textrm{NDCG@}K = \frac{\sum_{r: T_u[r] \in R_u} 1 / \log_2(r + 1)}
+    {\sum_{r=1}^{\min(K, |R_u|)} 1 / \log_2(r + 1)},
+
+averaged over the users with :math:`R_u \neq \emptyset`; ties go to the lowest item id.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric.data import HeteroData
+from torch_geometric.metrics import LinkPredNDCG, LinkPredRecall
+
+from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.utils.topk import PairIndex, topk_items
+
+
+def ranking_metrics(
+    user_emb: Tensor,
+    item_emb: Tensor,
+    edge_label_index: Tensor,
+    exclude: Tensor | None = None,
+    exclude_items: Tensor | None = None,
+    ks: Sequence[int] = (10, 20),
+    batch_size: int = 2048,
+) -> dict[str, float]:
+    r"""Ranks all items for every user with a relevant item.
+
+    Args:
+        user_emb (torch.Tensor): User embeddings :math:`(N_{user}, H)`.
+        item_emb (torch.Tensor): Item embeddings :math:`(N_{item}, H)`.
+        edge_label_index (torch.Tensor): Relevant (user, item) pairs, int64
+            :obj:`[2, n]`.
+        exclude (torch.Tensor, optional): Masked pairs, int64 :obj:`[2, E]`.
+            (default: :obj:`None`)
+        exclude_items (torch.Tensor, optional): Items masked for everyone, int64
+            :obj:`[m]`. (default: :obj:`None`)
+        ks (sequence, optional): Lengths of the list. (default: :obj:`(10, 20)`)
+        batch_size (int, optional): Users per block. (default: :obj:`2048`)
+
+    Returns:
+        dict: :obj:`recall@K` and :obj:`ndcg@K` for every :obj:`K`. Without a relevant
+        pair, all are NaN, with a warning.
+    """
+    if edge_label_index.size(1) == 0:
+        warnings.warn(
+            'There is no relevant pair to rank, so the metrics are NaN', stacklevel=2
+        )
+        return {f'{name}@{k}': math.nan for k in ks for name in ('recall', 'ndcg')}
+    metrics = {}
+    for k in ks:
+        metrics[f'recall@{k}'] = LinkPredRecall(k).to(user_emb.device)
+        metrics[f'ndcg@{k}'] = LinkPredNDCG(k).to(user_emb.device)
+    labels = PairIndex(edge_label_index, user_emb.size(0))
+    for users in edge_label_index[0].unique().split(batch_size):
+        pred, _ = topk_items(
+            user_emb, item_emb, users, max(ks), exclude, exclude_items, batch_size
+        )
+        pred[pred < 0] = item_emb.size(0)  # Matches no relevant item.
+        label_index = torch.stack(labels.lookup(users))
+        for metric in metrics.values():
+            metric.update(pred[:, : metric.k], label_index)
+    return {name: float(metric.compute()) for name, metric in metrics.items()}
+
+
+@torch.no_grad()
+def embed(model: Any, graph: Any) -> tuple[Tensor, Tensor]:
+    r"""Returns user and item embeddings in evaluation mode, the mode restored after."""
+    training = model.training
+    model.eval()
+    user_emb, item_emb = model(graph)
+    model.train(training)
+    return user_emb.detach(), item_emb.detach()
+
+
+def evaluate_split(
+    model: Any,
+    data: HeteroData,
+    split: str = 'test',
+    graph: Any = None,
+    ks: Sequence[int] = (10, 20),
+    mask_validation: bool = False,
+) -> dict[str, float]:
+    r"""Ranks a held-out split with the training positives masked.
+
+    Args:
+        model (torch.nn.Module): A trained model that meets the model contract.
+        data (HeteroData): The data; pairs marked as forgotten are neither propagated
+            over nor masked.
+        split (str, optional): :obj:`'val'` or :obj:`'test'`.
+            (default: :obj:`'test'`)
+        graph (Any, optional): The result of :obj:`model.build_graph(data)`, if at
+            hand. (default: :obj:`None`)
+        ks (sequence, optional): Lengths of the list. (default: :obj:`(10, 20)`)
+        mask_validation (bool, optional): Whether the pairs of the other held-out split
+            are masked too, as MIG-GT's own evaluation does. Never mix both in one
+            table. (default: :obj:`False`)
+
+    Returns:
+        dict: :obj:`recall@K` and :obj:`ndcg@K` for every :obj:`K`.
+    """
+    graph = model.build_graph(data) if graph is None else graph
+    user_emb, item_emb = embed(model, graph)
+    exclude = schema.retained_edge_index(data)
+    if mask_validation:
+        other = schema.held_out(data, 'test' if split == 'val' else 'val')
+        exclude = torch.cat([exclude, other], dim=1)
+    label = schema.held_out(data, split).to(user_emb.device)
+    exclude = exclude.to(user_emb.device)
+    return ranking_metrics(user_emb, item_emb, label, exclude, ks=ks)
+
+
+def evaluate_request(
+    model: Any,
+    data: HeteroData,
+    graph: Any = None,
+    ks: Sequence[int] = (20,),
+) -> dict[str, float]:
+    r"""Ranks what a request retains and what it forgets.
+
+    ===================  =================================  ===========================
+    name                 relevant                           masked
+    ===================  =================================  ===========================
+    ``retain_*``         test pairs of users and items      retained training pairs,
+                         that are not deleted               and deleted items
+    ``retain_open_*``    the same, deleted items stay       retained training pairs
+                         candidates (only with deleted
+                         items)
+    ``forget_*``         the deleted training pairs         retained training pairs
+    ``forget_heldout_*`` test pairs of deleted users and    retained training pairs
+                         items
+    ===================  =================================  ===========================
+
+    Args:
+        model (torch.nn.Module): The model to look at.
+        data (HeteroData): The data with the request still marked.
+        graph (Any, optional): What the model propagates over; the retained
+            interactions if not given. Pass the graph of the unmarked data to look at
+            the original model as it was in service. (default: :obj:`None`)
+        ks (sequence, optional): Lengths of the list. (default: :obj:`(20,)`)
+
+    Returns:
+        dict: Metrics by name, e.g. :obj:`retain_recall@20`. A set that is empty for
+        this request is left out, but :obj:`forget_*` without a marked pair is NaN.
+    """
+    schema.validate(data)
+    graph = model.build_graph(data) if graph is None else graph
+    user_emb, item_emb = embed(model, graph)
+    device = user_emb.device
+    exclude = schema.retained_edge_index(data).to(device)
+    test = schema.held_out(data, 'test').to(device)
+    deleted = schema.deleted_pairs(data, test)
+    items = data['forget_items'].to(device) if 'forget_items' in data else None
+
+    sets = {'retain': (test[:, ~deleted], items)}
+    if items is not None:
+        sets['retain_open'] = (test[:, ~deleted], None)
+    sets['forget'] = (schema.forgotten_edge_index(data).to(device), None)
+    sets['forget_heldout'] = (test[:, deleted], None)
+    out = {}
+    for name, (label, masked_items) in sets.items():
+        if label.size(1) == 0 and name != 'forget':
+            continue
+        metrics = ranking_metrics(user_emb, item_emb, label, exclude, masked_items, ks)
+        out.update({f'{name}_{key}': value for key, value in metrics.items()})
+    return out

@@ -1,0 +1,70 @@
+r"""Pure losses on scores and representations."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def bpr_loss(pos_score: Tensor, neg_score: Tensor) -> Tensor:
+    r"""The Bayesian personalised ranking loss from the `"BPR"
+    <https://arxiv.org/abs/1205.2618>`_ paper, a mean over the batch
+
+    .. math::
+        \mathcal{L} = \frac{1}{B} \sum_b -\log \sigma(s^+_b - s^-_b).
+
+    Args:
+        pos_score (torch.Tensor): Scores of the positives :obj:`[B]`.
+        neg_score (torch.Tensor): Scores of the negatives :obj:`[B]`.
+    """
+    return F.softplus(neg_score - pos_score).mean()
+
+
+def reverse_bpr_loss(
+    pos_score: Tensor,
+    neg_score: Tensor,
+    form: str = 'swap',
+    weight: Tensor | None = None,
+) -> Tensor:
+    r"""Reverse BPR for pairs that are to be forgotten, with
+    :math:`x = s^+ - s^-`.
+
+    The idea is from the `"Multi-Modal Recommendation Unlearning for Legal, Licensing,
+    and Modality Constraints" <https://arxiv.org/abs/2405.15328>`_ paper; which of the
+    two forms it uses was not in what could be read.
+
+    :obj:`'swap'` minimises :math:`\textrm{softplus}(x)`: strong on memorised pairs,
+    fading once they are forgotten, bounded below. :obj:`'negate'` minimises
+    :math:`-\textrm{softplus}(-x)`, the literal sign reversal: weak on memorised pairs,
+    a constant push on forgotten ones, unbounded below.
+
+    Args:
+        pos_score (torch.Tensor): Scores of the forget pairs :obj:`[B]`.
+        neg_score (torch.Tensor): Scores of the negatives :obj:`[B]`.
+        form (str, optional): :obj:`'swap'` or :obj:`'negate'`.
+            (default: :obj:`'swap'`)
+        weight (torch.Tensor, optional): Weights :obj:`[B]` inside the mean.
+            (default: :obj:`None`)
+    """
+    x = pos_score - neg_score
+    loss = F.softplus(x) if form == 'swap' else -F.softplus(-x)
+    return loss.mean() if weight is None else (weight * loss).mean()
+
+
+def info_nce_loss(anchor: Tensor, candidate: Tensor, temperature: float) -> Tensor:
+    r"""The InfoNCE loss with in-batch candidates and cosine similarity
+
+    .. math::
+        \mathcal{L} = \frac{1}{B} \sum_b -\log
+        \frac{\exp(\cos(\mathbf{x}_b, \mathbf{y}_b) / \tau)}
+        {\sum_{b^{\prime}} \exp(\cos(\mathbf{x}_b, \mathbf{y}_{b^{\prime}}) / \tau)}.
+
+    Args:
+        anchor (torch.Tensor): Representations :math:`\mathbf{x}` :obj:`[B, H]`.
+        candidate (torch.Tensor): Representations :math:`\mathbf{y}` :obj:`[B, H]`.
+        temperature (float): The temperature :math:`\tau`.
+    """
+    logits = F.normalize(anchor) @ F.normalize(candidate).t() / temperature
+    target = torch.arange(anchor.size(0), device=anchor.device)
+    return F.cross_entropy(logits, target)

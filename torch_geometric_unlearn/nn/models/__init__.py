@@ -1,0 +1,6 @@
+r"""Recommender models."""
+
+from .base import Recommender, Table, Triplets
+from .mgcn import MGCN, MGCNGraph
+
+__all__ = ['MGCN', 'MGCNGraph', 'Recommender', 'Table', 'Triplets']

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch_geometric.data import HeteroData
+
+from torch_geometric_unlearn.utils.topk import topk_items
+
+
+class Triplets(NamedTuple):
+    r"""A training batch: every positive pair with one negative item.
+
+    Attributes:
+        user (torch.Tensor): Users, int64 :obj:`[B]`.
+        pos_item (torch.Tensor): Positive items, int64 :obj:`[B]`.
+        neg_item (torch.Tensor): Negative items, int64 :obj:`[B]`.
+    """
+
+    user: Tensor
+    pos_item: Tensor
+    neg_item: Tensor
+
+    def to(self, device: torch.device | str) -> Triplets:
+        r"""Returns the batch on another device."""
+        return Triplets(*(x.to(device, non_blocking=True) for x in self))
+
+
+class Table(NamedTuple):
+    r"""A parameter whose rows belong to nodes.
+
+    Attributes:
+        parameter (torch.Tensor): The table.
+        rows (str): :obj:`'user'`, :obj:`'item'`, or :obj:`'node'` for users first,
+            then items.
+        is_raw (bool): Whether it is a trainable copy of raw item features.
+    """
+
+    parameter: Tensor
+    rows: str
+    is_raw: bool = False
+
+
+class Recommender(torch.nn.Module, ABC):
+    r"""The model contract: what training, unlearning and audits know of a model.
+
+    Everything derived from the interactions lives in :obj:`graph`, never in the
+    model, so that no deleted interaction survives in a stale cache. A :obj:`graph`
+    has the attribute :obj:`edge_index` :obj:`[2, E]`, the interactions it was built
+    from, and a method :obj:`to(device)`.
+    """
+
+    @abstractmethod
+    def build_graph(self, data: HeteroData) -> Any:
+        r"""Returns every operator the model propagates over, from the training
+        interactions that are not marked as forgotten.
+        """
+
+    @abstractmethod
+    def forward(self, graph: Any) -> tuple[Tensor, Tensor]:
+        r"""Returns user and item embeddings whose dot products are the scores."""
+
+    @abstractmethod
+    def loss(self, graph: Any, batch: Triplets) -> Tensor:
+        r"""Returns the model's own full training loss on a batch."""
+
+    @abstractmethod
+    def branches(self) -> dict[str, list[Tensor]]:
+        r"""Returns all parameters by branch, a partition; :obj:`'fusion'` is what
+        combines the others.
+        """
+
+    @abstractmethod
+    def tables(self) -> list[Table]:
+        r"""Returns the parameters whose rows belong to users or items."""
+
+    @torch.no_grad()
+    def recommend(
+        self,
+        graph: Any,
+        users: Tensor,
+        k: int = 20,
+        exclude: Tensor | None = None,
+        batch_size: int = 2048,
+    ) -> tuple[Tensor, Tensor]:
+        r"""Returns the :obj:`k` best items of every user.
+
+        Args:
+            graph (Any): The result of :meth:`build_graph`.
+            users (torch.Tensor): Users, int64 :obj:`[n]`.
+            k (int, optional): Length of the list. (default: :obj:`20`)
+            exclude (torch.Tensor, optional): Pairs to leave out, int64
+                :obj:`[2, E]`; the interactions of :obj:`graph` if not given.
+                (default: :obj:`None`)
+            batch_size (int, optional): Users per block. (default: :obj:`2048`)
+
+        Returns:
+            (torch.Tensor, torch.Tensor): Items int64 and scores, both
+            :obj:`[n, k]`; item :obj:`-1` where no item is left.
+        """
+        training = self.training
+        self.eval()
+        user_emb, item_emb = self(graph)
+        self.train(training)
+        exclude = graph.edge_index if exclude is None else exclude
+        return topk_items(user_emb, item_emb, users, k, exclude, None, batch_size)

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch_geometric.utils import degree
+
+
+class SparseOperator:
+    r"""A constant sparse matrix :math:`\mathbf{A}` that a model propagates over.
+
+    Holds the matrix in CSR by target node and its transpose in CSR by source node, so
+    that :meth:`~torch_geometric_unlearn.ops.spmm` needs no sorting in either
+    direction. A symmetric matrix is stored once. Indices are int32 where they fit.
+
+    Args:
+        edge_index (torch.Tensor): Source and target of every entry, int64
+            :obj:`[2, E]`.
+        edge_weight (torch.Tensor): Value of every entry, floating point :obj:`[E]`.
+        size (tuple): Number of source and target nodes.
+        is_symmetric (bool, optional): Whether the caller knows that
+            :math:`\mathbf{A} = \mathbf{A}^{\top}`. (default: :obj:`False`)
+
+    Raises:
+        ValueError: If shapes disagree, or a non-square matrix is called symmetric.
+    """
+
+    def __init__(
+        self,
+        edge_index: Tensor,
+        edge_weight: Tensor,
+        size: tuple[int, int],
+        is_symmetric: bool = False,
+    ) -> None:
+        if edge_index.dim() != 2 or edge_index.size(0) != 2:
+            raise ValueError(
+                f"'edge_index' must have shape [2, E] (got {list(edge_index.shape)})"
+            )
+        if edge_weight.shape != edge_index.shape[1:]:
+            raise ValueError(
+                f"'edge_weight' must have shape [{edge_index.size(1)}] "
+                f'(got {list(edge_weight.shape)})'
+            )
+        if is_symmetric and size[0] != size[1]:
+            raise ValueError(f'A symmetric operator must be square (got size {size})')
+        self.size = size
+        self.is_symmetric = is_symmetric
+        source, target = edge_index[0], edge_index[1]
+        self.rowptr, self.col, self.value = _to_csr(
+            target, source, edge_weight, size[1]
+        )
+        if is_symmetric:
+            self.rowptr_t, self.col_t, self.value_t = self.rowptr, self.col, self.value
+        else:
+            self.rowptr_t, self.col_t, self.value_t = _to_csr(
+                source, target, edge_weight, size[0]
+            )
+
+    @property
+    def num_entries(self) -> int:
+        r"""Number of stored entries :math:`E`."""
+        return self.col.numel()
+
+    @property
+    def edge_index(self) -> Tensor:
+        r"""Source and target of every entry, grouped by target, int64 :obj:`[2, E]`."""
+        count = self.rowptr.diff()
+        target = torch.arange(self.size[1], device=count.device)
+        target = target.repeat_interleave(count.long())
+        return torch.stack([self.col.long(), target])
+
+    @property
+    def edge_weight(self) -> Tensor:
+        r"""Values in the order of :obj:`edge_index`, :obj:`[E]`."""
+        return self.value
+
+    def to(self, *args: torch.device | str | torch.dtype) -> SparseOperator:
+        r"""Returns a copy on another device, or with values of another data type."""
+        out = object.__new__(SparseOperator)
+        out.size, out.is_symmetric = self.size, self.is_symmetric
+        for suffix in ('', '_t'):
+            if suffix and self.is_symmetric:
+                out.rowptr_t, out.col_t = out.rowptr, out.col
+                out.value_t = out.value
+                continue
+            value = getattr(self, f'value{suffix}').to(*args)
+            setattr(out, f'value{suffix}', value)
+            for name in (f'rowptr{suffix}', f'col{suffix}'):
+                setattr(out, name, getattr(self, name).to(value.device))
+        return out
+
+    def __repr__(self) -> str:
+        return (
+            f'{self.__class__.__name__}(size={self.size}, '
+            f'num_entries={self.num_entries}, is_symmetric={self.is_symmetric})'
+        )
+
+
+def bipartite_operators(
+    edge_index: Tensor,
+    num_users: int,
+    num_items: int,
+) -> tuple[SparseOperator, SparseOperator]:
+    r"""Returns the normalised user-item operators of the training interactions.
+
+    With :math:`\mathbf{A}` the bipartite adjacency over users and items (users first),
+    the first is :math:`\mathbf{D}^{-1/2} \mathbf{A} \mathbf{D}^{-1/2}`, symmetric over
+    :math:`N_{user} + N_{item}` nodes and without self loops; the second is its block
+    that aggregates items into users. Nodes without edges have zero rows.
+
+    Args:
+        edge_index (torch.Tensor): (user, item) pairs, int64 :obj:`[2, E]`.
+        num_users (int): Number of users.
+        num_items (int): Number of items.
+    """
+    user, item = edge_index[0], edge_index[1]
+    inv_sqrt_user = _inv_sqrt(degree(user, num_users))
+    inv_sqrt_item = _inv_sqrt(degree(item, num_items))
+    weight = inv_sqrt_user[user] * inv_sqrt_item[item]
+    shifted = item + num_users
+    num_nodes = num_users + num_items
+    both = SparseOperator(
+        torch.stack([torch.cat([user, shifted]), torch.cat([shifted, user])]),
+        weight.repeat(2),
+        (num_nodes, num_nodes),
+        is_symmetric=True,
+    )
+    item_to_user = SparseOperator(
+        edge_index.flip(0), weight, (num_items, num_users)
+    )
+    return both, item_to_user
+
+
+def target_degree_operator(
+    edge_index: Tensor, edge_weight: Tensor, num_nodes: int
+) -> SparseOperator:
+    r"""Returns :math:`\mathbf{D}^{-1/2} \mathbf{S} \mathbf{D}^{-1/2}` for a directed
+    graph, where :math:`\mathbf{D}` sums the incoming weights of every node.
+
+    A degree that is not positive gives a zero factor.
+
+    Args:
+        edge_index (torch.Tensor): (source, target) pairs, int64 :obj:`[2, E]`.
+        edge_weight (torch.Tensor): Weights :obj:`[E]`.
+        num_nodes (int): Number of nodes.
+    """
+    deg = edge_weight.new_zeros(num_nodes).index_add_(0, edge_index[1], edge_weight)
+    norm = _inv_sqrt(deg)
+    weight = norm[edge_index[0]] * edge_weight * norm[edge_index[1]]
+    return SparseOperator(edge_index, weight, (num_nodes, num_nodes))
+
+
+def _inv_sqrt(deg: Tensor) -> Tensor:
+    return torch.where(deg > 0, deg.clamp(min=torch.finfo(deg.dtype).tiny).rsqrt(), 0.0)
+
+
+def _to_csr(
+    row: Tensor, col: Tensor, value: Tensor, num_rows: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    perm = row.argsort(stable=True)
+    rowptr = torch.zeros(num_rows + 1, dtype=torch.int64, device=row.device)
+    torch.cumsum(row.bincount(minlength=num_rows), 0, out=rowptr[1:])
+    col = col[perm]
+    largest = max(num_rows, row.numel(), int(col.max()) + 1 if col.numel() else 0)
+    if largest < 2**31:
+        rowptr, col = rowptr.int(), col.int()
+    return rowptr, col, value[perm].contiguous()

@@ -1,0 +1,139 @@
+r"""The one place that decides how :math:`\mathbf{A} \mathbf{X}` runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from torch_geometric_unlearn import typing
+from torch_geometric_unlearn.utils.check import check_choice
+
+from ._reference import gather_scatter
+from .sparse_operator import SparseOperator
+
+
+def _embedding_bag(rowptr: Tensor, col: Tensor, value: Tensor, x: Tensor) -> Tensor:
+    if col.numel() == 0:
+        return x.new_zeros(rowptr.numel() - 1, x.size(1))
+    return F.embedding_bag(
+        col, x, rowptr, mode='sum', per_sample_weights=value, include_last_offset=True
+    )
+
+
+def _torch_csr(rowptr: Tensor, col: Tensor, value: Tensor, x: Tensor) -> Tensor:
+    size = (rowptr.numel() - 1, x.size(0))
+    return torch.sparse_csr_tensor(rowptr, col, value, size) @ x
+
+
+def _torch_sparse(rowptr: Tensor, col: Tensor, value: Tensor, x: Tensor) -> Tensor:
+    return torch.ops.torch_sparse.spmm_sum(
+        None, rowptr.long(), col.long(), value, None, None, x
+    )
+
+
+_KERNELS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+    'embedding_bag': _embedding_bag,
+    'torch_csr': _torch_csr,
+    'torch_sparse': _torch_sparse,
+    'gather_scatter': gather_scatter,
+}
+_forced: str | None = None
+
+
+def backends() -> list[str]:
+    r"""Returns the names of the kernels that this installation can run."""
+    return [k for k in _KERNELS if k != 'torch_sparse' or typing.WITH_TORCH_SPARSE]
+
+
+def backend(device: torch.device | str = 'cpu') -> str:
+    r"""Returns the name of the kernel that :meth:`spmm` runs on :obj:`device`."""
+    if _forced is not None:
+        return _forced
+    return 'embedding_bag' if torch.device(device).type == 'cpu' else 'torch_csr'
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    r"""Makes :meth:`spmm` run one kernel inside the block, whatever the device.
+
+    Raises:
+        ValueError: If there is no kernel of this name.
+        ImportError: If it needs a package that is not installed.
+    """
+    global _forced
+    check_choice(name, 'name', tuple(_KERNELS))
+    if name not in backends():
+        raise ImportError(
+            "The 'torch_sparse' kernel requires 'torch-sparse'. Install it via "
+            "'pip install --no-build-isolation torch-scatter torch-sparse'."
+        )
+    if name == 'torch_sparse':
+        import torch_sparse  # noqa: F401
+    previous, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = previous
+
+
+class _SpMM(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        rowptr: Tensor,
+        col: Tensor,
+        value: Tensor,
+        rowptr_t: Tensor,
+        col_t: Tensor,
+        value_t: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(rowptr, col, value, rowptr_t, col_t, value_t)
+        return _KERNELS[backend(x.device)](rowptr, col, value, x)
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> Any:
+        rowptr, col, value, rowptr_t, col_t, value_t = ctx.saved_tensors
+        grad = _SpMM.apply(
+            grad_out.contiguous(), rowptr_t, col_t, value_t, rowptr, col, value
+        )
+        return (grad, *[None] * 6)
+
+
+def spmm(operator: SparseOperator, x: Tensor) -> Tensor:
+    r"""Computes :math:`\mathbf{A} \mathbf{X}` with the kernel for the device.
+
+    Differentiable in :obj:`x`, any number of times; the operator is a constant. The
+    backward pass multiplies by the stored transpose, which is the matrix itself if
+    symmetric. Inputs of 16 bits are multiplied and added up in the operator's type.
+
+    Args:
+        operator (SparseOperator): The matrix, :math:`N_{target} \times N_{source}`.
+        x (torch.Tensor): Node features :math:`(N_{source}, H)`, floating point.
+
+    Returns:
+        torch.Tensor: Node features :math:`(N_{target}, H)` in the type of :obj:`x`.
+
+    Raises:
+        ValueError: If :obj:`x` has the wrong number of rows.
+    """
+    if x.dim() != 2 or x.size(0) != operator.size[0]:
+        raise ValueError(
+            f"'x' must have shape [{operator.size[0]}, H] for {operator} "
+            f'(got {list(x.shape)})'
+        )
+    out = _SpMM.apply(
+        x.to(operator.value.dtype).contiguous(),
+        operator.rowptr,
+        operator.col,
+        operator.value,
+        operator.rowptr_t,
+        operator.col_t,
+        operator.value_t,
+    )
+    return out.to(x.dtype)

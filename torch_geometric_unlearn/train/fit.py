@@ -1,0 +1,320 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric.data import HeteroData
+from tqdm.auto import tqdm
+
+from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.loader import TripletLoader
+from torch_geometric_unlearn.metrics import embed, ranking_metrics
+from torch_geometric_unlearn.utils.check import check_float, check_int
+from torch_geometric_unlearn.utils.resources import ResourceMeter
+
+from .checkpoint import fingerprint, load_state, load_tensors, save_tensors
+
+#: Receives the model and the history row of the epoch; returns True to stop.
+Callback = Callable[[torch.nn.Module, dict[str, float]], 'bool | None']
+
+
+@dataclass
+class FitResult:
+    r"""What a training run has shown.
+
+    Attributes:
+        history (list): One row per epoch: :obj:`epoch` (from 0), :obj:`loss` (sum over
+            the steps), :obj:`lr`, :obj:`seconds`, and the validation metrics.
+        best_epoch (int): Epoch whose parameters the model now holds.
+        best_metric (float): Validation metric of that epoch (NaN without a
+            validation split).
+        seconds (float): Wall time of all epochs, evaluations included.
+        peak_memory (int): Peak memory in bytes, see
+            :class:`~torch_geometric_unlearn.utils.resources.ResourceMeter`.
+    """
+
+    history: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = -1
+    best_metric: float = float('nan')
+    seconds: float = 0.0
+    peak_memory: int = 0
+
+
+def fit(
+    model: torch.nn.Module,
+    data: HeteroData,
+    *,
+    num_epochs: int = 1000,
+    batch_size: int = 2048,
+    lr: float = 1e-3,
+    lr_decay: float = 0.96,
+    lr_decay_epochs: int = 50,
+    patience: int = 20,
+    metric: str = 'recall@20',
+    metric_decimals: int = 4,
+    seed: int = 999,
+    callbacks: Sequence[Callback] = (),
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 1,
+    resume: bool = False,
+    autocast: bool = False,
+) -> FitResult:
+    r"""Trains a recommender in place by its own loss and keeps the epoch that is best
+    on the validation split, by the protocol of the MMRec benchmarks.
+
+    Adam without weight decay; the learning rate after :math:`e` epochs is
+    :obj:`lr * lr_decay ** (e / lr_decay_epochs)`. An epoch counts as better if its
+    metric, rounded to :obj:`metric_decimals`, is strictly greater; training stops when
+    more than :obj:`patience` epochs in a row were not. Without a validation split all
+    epochs run, and the last one is kept. Interactions marked as forgotten are not
+    used. Everything runs on the device of the model.
+
+    Args:
+        model (torch.nn.Module): A model that meets the model contract.
+        data (HeteroData): The data.
+        num_epochs (int, optional): Largest number of epochs. (default: :obj:`1000`)
+        batch_size (int, optional): Positive pairs per step. (default: :obj:`2048`)
+        lr (float, optional): Learning rate. (default: :obj:`1e-3`)
+        lr_decay (float, optional): Factor on it. (default: :obj:`0.96`)
+        lr_decay_epochs (int, optional): Epochs per factor. (default: :obj:`50`)
+        patience (int, optional): Epochs without gain to sit out.
+            (default: :obj:`20`)
+        metric (str, optional): :obj:`'recall@K'` or :obj:`'ndcg@K'`.
+            (default: :obj:`'recall@20'`)
+        metric_decimals (int, optional): Decimals that count. (default: :obj:`4`)
+        seed (int, optional): Seed of batches and of torch's generator during training.
+            (default: :obj:`999`)
+        callbacks (sequence, optional): Called with model and history row after every
+            epoch; a true result stops the training. (default: :obj:`()`)
+        checkpoint (str or Path, optional): File to keep the state of the run in.
+            (default: :obj:`None`)
+        checkpoint_every (int, optional): Epochs between writes.
+            (default: :obj:`1`)
+        resume (bool, optional): Whether to go on from :obj:`checkpoint` if it exists.
+            On the CPU the result equals that of an uninterrupted run.
+            (default: :obj:`False`)
+        autocast (bool, optional): Whether to run the loss in bfloat16 where that is
+            safe. Changes results slightly. (default: :obj:`False`)
+
+    Returns:
+        FitResult: The course of the training.
+
+    Raises:
+        ValueError: If an argument is out of range, or the checkpoint belongs to
+            another model, other data or other settings.
+        FileExistsError: If :obj:`checkpoint` exists and :obj:`resume` is not set.
+        FloatingPointError: If the loss is no longer finite.
+
+    Example:
+        >>> data = SyntheticMultimodal('tiny')[0]
+        >>> model = MGCN.from_data(data, hidden_channels=16)
+        >>> result = fit(model, data, num_epochs=2)
+        >>> len(result.history)
+        2
+    """
+    check_int(num_epochs, 'num_epochs', 1)
+    check_int(patience, 'patience', 0)
+    check_int(checkpoint_every, 'checkpoint_every', 1)
+    check_float(lr, 'lr', 1e-12)
+    check_float(lr_decay, 'lr_decay', 1e-12, 1.0)
+    check_int(lr_decay_epochs, 'lr_decay_epochs', 1)
+    ks = (10, 20) if metric in _METRICS else (_parse_metric(metric),)
+    schema.validate(data)
+    if checkpoint is not None and Path(checkpoint).exists() and not resume:
+        raise FileExistsError(
+            f"'{checkpoint}' exists. Pass resume=True to go on from it, or remove it."
+        )
+    settings = {
+        'batch_size': batch_size,
+        'lr': lr,
+        'lr_decay': lr_decay,
+        'lr_decay_epochs': lr_decay_epochs,
+        'metric': metric,
+        'metric_decimals': metric_decimals,
+        'seed': seed,
+        'autocast': autocast,
+        'data': fingerprint(data),
+    }
+    device = next(model.parameters()).device
+    graph = model.build_graph(data)  # type: ignore[operator]
+    train_pairs = schema.retained_edge_index(data)
+    run = _Run(
+        model,
+        TripletLoader(train_pairs, schema.num_items(data), batch_size, seed=seed),
+        settings,
+    )
+    validation = schema.held_out(data, 'val').to(device)
+    exclude = train_pairs.to(device)
+    devices = [device] if device.type == 'cuda' else []
+    with torch.random.fork_rng(devices), ResourceMeter(device) as meter:
+        torch.manual_seed(seed)
+        if checkpoint is not None and Path(checkpoint).exists():
+            run.load(checkpoint)
+        spent = run.result.seconds
+        start = len(run.result.history)
+        bar = tqdm(range(start, num_epochs), disable=None, desc='fit', initial=start)
+        for epoch in bar:
+            if run.num_bad > patience or run.stopped:
+                break
+            began = meter.elapsed
+            run.set_lr(lr * lr_decay ** (epoch / lr_decay_epochs))
+            row = {'epoch': float(epoch), 'loss': run.train_epoch(graph, autocast)}
+            if validation.size(1) > 0:
+                emb = embed(model, graph)
+                row |= ranking_metrics(*emb, validation, exclude, ks=ks)
+            row |= {'lr': run.lr, 'seconds': meter.elapsed - began}
+            run.record(row, metric, metric_decimals)
+            run.result.seconds = spent + meter.elapsed
+            run.stopped = any([callback(model, row) for callback in callbacks])
+            last = epoch + 1 == num_epochs or run.stopped or run.num_bad > patience
+            if checkpoint is not None and (
+                last or (epoch + 1) % checkpoint_every == 0
+            ):
+                run.save(checkpoint)
+            shown = {metric: row[metric]} if metric in row else {}
+            bar.set_postfix({'loss': row['loss'], **shown})
+        if run.best_state is not None:
+            model.load_state_dict(run.best_state)
+    run.result.seconds = spent + meter.seconds
+    run.result.peak_memory = meter.peak_memory
+    return run.result
+
+
+_METRICS = ('recall@10', 'recall@20', 'ndcg@10', 'ndcg@20')
+
+
+def _parse_metric(metric: str) -> int:
+    name, _, k = metric.partition('@')
+    if name not in ('recall', 'ndcg') or not k.isdigit() or int(k) < 1:
+        raise ValueError(
+            f"'metric' must be 'recall@K' or 'ndcg@K' with K >= 1 (got '{metric}')"
+        )
+    return int(k)
+
+
+class _Run:
+    r"""The state of a training run: everything that a resume must bring back."""
+
+    def __init__(
+        self, model: torch.nn.Module, loader: TripletLoader, settings: dict[str, Any]
+    ) -> None:
+        self.model = model
+        self.loader = loader
+        self.settings = settings
+        self.parameters = {
+            name: p for name, p in model.named_parameters() if p.requires_grad
+        }
+        self.device = next(model.parameters()).device
+        self.optimizer = torch.optim.Adam(
+            list(self.parameters.values()), fused=True
+        )
+        self.result = FitResult()
+        self.best_state: dict[str, Tensor] | None = None
+        self.num_bad = 0
+        self.stopped = False
+
+    @property
+    def lr(self) -> float:
+        return self.optimizer.param_groups[0]['lr']
+
+    def set_lr(self, lr: float) -> None:
+        self.optimizer.param_groups[0]['lr'] = lr
+
+    def train_epoch(self, graph: Any, autocast: bool) -> float:
+        self.model.train()
+        total = torch.zeros((), device=self.device)
+        for batch in self.loader:
+            self.optimizer.zero_grad(set_to_none=True)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast):
+                loss = self.model.loss(  # type: ignore[operator]
+                    graph, batch.to(self.device)
+                )
+            loss.backward()
+            self.optimizer.step()
+            total += loss.detach()
+        if not torch.isfinite(total):
+            raise FloatingPointError(
+                f'The loss is no longer finite in epoch {len(self.result.history)}. '
+                f"Lower 'lr' (got {self.lr:.3g}), or check the scale of the features."
+            )
+        return float(total)
+
+    def record(self, row: dict[str, float], metric: str, decimals: int) -> None:
+        result = self.result
+        result.history.append(row)
+        if metric not in row:
+            result.best_epoch = int(row['epoch'])
+            return
+        best = result.best_metric
+        if best != best or round(row[metric], decimals) > round(best, decimals):
+            result.best_epoch, result.best_metric = int(row['epoch']), row[metric]
+            state = self.model.state_dict()
+            self.best_state = {k: v.detach().clone() for k, v in state.items()}
+            self.num_bad = 0
+        else:
+            self.num_bad += 1
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        tensors = {f'model/{k}': v for k, v in self.model.state_dict().items()}
+        for key, value in (self.best_state or {}).items():
+            tensors[f'best/{key}'] = value
+        for name, parameter in self.parameters.items():
+            for key, value in self.optimizer.state[parameter].items():
+                tensors[f'adam/{key}/{name}'] = value
+        tensors['rng/loader'] = self.loader.generator.get_state()
+        tensors['rng/cpu'] = torch.get_rng_state()
+        if self.device.type == 'cuda':
+            tensors['rng/cuda'] = torch.cuda.get_rng_state(self.device)
+        header = {
+            'model': type(self.model).__name__,
+            'settings': self.settings,
+            'result': asdict(self.result),
+            'num_bad': self.num_bad,
+            'stopped': self.stopped,
+        }
+        save_tensors(path, tensors, header)
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        tensors, header = load_tensors(path)
+        if 'settings' not in header:
+            raise ValueError(
+                f"'{path}' holds a model but no training state; it was written by "
+                f"'save_model'. Load it with 'load_model' and start a new run."
+            )
+        groups: dict[str, dict[str, Tensor]] = {'model': {}, 'best': {}, 'rng': {}}
+        for key, value in tensors.items():
+            group, _, name = key.partition('/')
+            groups.setdefault(group, {})[name] = value
+        differing = {
+            key: (header['settings'].get(key), value)
+            for key, value in self.settings.items()
+            if header['settings'].get(key) != value
+        }
+        if differing and header['model'] == type(self.model).__name__:
+            detail = ', '.join(
+                f'{key}: {old} in the file, {new} now'
+                for key, (old, new) in differing.items()
+            )
+            raise ValueError(
+                f"'{path}' belongs to a run with other settings or data ({detail}). "
+                f'Use the same, or another file.'
+            )
+        load_state(self.model, groups['model'], header['model'], path)
+        self.best_state = {
+            k: v.to(self.device) for k, v in groups['best'].items()
+        } or None
+        for key, value in groups.get('adam', {}).items():
+            kind, _, name = key.partition('/')
+            value = value if kind == 'step' else value.to(self.device)
+            self.optimizer.state[self.parameters[name]][kind] = value
+        self.loader.generator.set_state(groups['rng']['loader'])
+        torch.set_rng_state(groups['rng']['cpu'])
+        if 'cuda' in groups['rng'] and self.device.type == 'cuda':
+            torch.cuda.set_rng_state(groups['rng']['cuda'], self.device)
+        self.result = FitResult(**header['result'])
+        self.num_bad, self.stopped = header['num_bad'], header['stopped']

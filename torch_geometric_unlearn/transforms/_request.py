@@ -1,0 +1,140 @@
+r"""What the marking transforms share: reading ids and combining requests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric.data import HeteroData
+from torch_geometric.transforms import BaseTransform
+
+from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.data.from_frame import raw_to_internal
+from torch_geometric_unlearn.utils.check import check_ratio
+from torch_geometric_unlearn.utils.seed import generator
+
+#: Graph-level keys that hold the requested ids.
+REQUEST_KEYS = ('forget_users', 'forget_items', 'forget_interactions')
+
+
+def check_one_source(name: str, **sources: Any) -> None:
+    r"""Raises unless exactly one of the given ways to name a request is used."""
+    given = [key for key, value in sources.items() if value is not None]
+    if len(given) != 1:
+        raise ValueError(
+            f"'{name}' needs exactly one of {list(sources)} (got {given or 'none'})"
+        )
+
+
+def check_not_empty(ids: Sequence[Any] | Tensor | None, name: str) -> None:
+    r"""Raises if :obj:`ids` is given but names nothing."""
+    if ids is not None and len(ids) == 0:
+        raise ValueError(
+            f"'{name}' must name at least one id (got an empty request). To change "
+            f'nothing, leave the transform out.'
+        )
+
+
+def to_ids(ids: Sequence[Any] | Tensor, name: str) -> Tensor:
+    r"""Returns integer ids as an int64 tensor, refusing anything else."""
+    try:
+        out = torch.as_tensor(ids)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"'{name}' must hold integer ids (got {ids!r}). For ids of your own, "
+            f"use the argument 'raw_{name}'."
+        ) from error
+    if out.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8):
+        raise TypeError(
+            f"'{name}' must hold integer ids (got {out.dtype}). For a mask, pass "
+            f'mask.nonzero().view(-1).'
+        )
+    return out.long()
+
+
+class ForgetNodes(BaseTransform):
+    r"""Marks every training interaction of some nodes of one type."""
+
+    node_type: str
+
+    def __init__(
+        self,
+        ids: Sequence[int] | Tensor | None,
+        raw_ids: Sequence[Any] | None,
+        ratio: float | None,
+        seed: int,
+    ) -> None:
+        name = f'{self.node_type}s'
+        sources = {name: ids, f'raw_{name}': raw_ids, 'ratio': ratio}
+        check_one_source(self.__class__.__name__, **sources)
+        check_not_empty(ids, name)
+        check_not_empty(raw_ids, f'raw_{name}')
+        self.ids = None if ids is None else to_ids(ids, name).view(-1).cpu()
+        self.raw_ids = raw_ids
+        self.ratio = None if ratio is None else check_ratio(ratio)
+        self.seed = seed
+        generator(seed)  # Checks the seed.
+
+    def forward(self, data: HeteroData) -> HeteroData:
+        schema.validate(data)
+        edge_index = data[schema.EDGE_TYPE].edge_index
+        endpoint = edge_index[0 if self.node_type == schema.USER else 1]
+        ids = self._internal_ids(data, endpoint).to(endpoint.device)
+        key = f'forget_{self.node_type}s'
+        return mark(data, torch.isin(endpoint, ids), self.node_type, key, ids)
+
+    def _internal_ids(self, data: HeteroData, endpoint: Tensor) -> Tensor:
+        if self.ratio is not None:
+            pool = endpoint.unique().cpu()
+            num = max(1, round(self.ratio * pool.numel()))
+            perm = torch.randperm(pool.numel(), generator=generator(self.seed))
+            return pool[perm[:num]].sort()[0]
+        if self.raw_ids is not None:
+            return raw_to_internal(data, self.node_type, self.raw_ids).unique()
+        assert self.ids is not None
+        size = int(data[self.node_type].num_nodes)
+        bad = (self.ids < 0) | (self.ids >= size)
+        if bad.any():
+            raise ValueError(
+                f"'{self.node_type}s' names {int(bad.sum())} unknown ids (first: "
+                f'{int(self.ids[bad][0])}). Known are 0 to {size - 1}. For ids of your '
+                f"own, use the argument 'raw_{self.node_type}s'."
+            )
+        return self.ids.unique()
+
+    def __repr__(self) -> str:
+        if self.ratio is not None:
+            return f'{self.__class__.__name__}(ratio={self.ratio}, seed={self.seed})'
+        num = len(self.raw_ids or []) if self.ids is None else self.ids.numel()
+        return f'{self.__class__.__name__}(num_{self.node_type}s={num})'
+
+
+def mark(
+    data: HeteroData, mask: Tensor, level: str, key: str, ids: Tensor
+) -> HeteroData:
+    r"""Adds a request to the one that :obj:`data` may already hold.
+
+    Args:
+        data (HeteroData): The data, shallow-copied by the transform.
+        mask (torch.Tensor): The marked training edges, bool :obj:`[E]`.
+        level (str): :obj:`user`, :obj:`item` or :obj:`interaction`.
+        key (str): Graph-level key under which the ids are kept.
+        ids (torch.Tensor): The requested ids :obj:`[n]` or pairs :obj:`[2, n]`.
+    """
+    store = data[schema.EDGE_TYPE]
+    mask = schema.forget_mask(data) | mask
+    if mask.all():
+        raise ValueError(
+            f'The request deletes all {mask.numel()} training interactions: nothing '
+            f'would be left to recommend from. Withdraw the model instead of '
+            f'unlearning, or name fewer {level}s.'
+        )
+    store.forget_mask = mask
+    if key in data:
+        ids = torch.cat([data[key], ids], dim=-1).unique(dim=-1)
+    data[key] = ids
+    same = 'forget_level' not in data or data.forget_level == level
+    data.forget_level = level if same else 'mixed'
+    return data

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch_geometric.data import HeteroData
+from torch_geometric.data.datapipes import functional_transform
+from torch_geometric.data.storage import EdgeStorage
+from torch_geometric.transforms import BaseTransform
+
+from torch_geometric_unlearn.data import schema
+
+from ._request import REQUEST_KEYS
+
+
+@functional_transform('drop_forgotten')
+class DropForgotten(BaseTransform):
+    r"""Deletes what a request marked (functional name: :obj:`drop_forgotten`).
+
+    Removes the marked interactions in both directions with every edge attribute, the
+    held-out pairs of deleted users and items, and the request itself. Node ids never
+    shift: a deleted user stays as a node without edges, so that embedding tables keep
+    their rows. Data without a request is returned unchanged.
+
+    Example:
+        >>> data = ForgetUsers([3, 17])(SyntheticMultimodal('tiny')[0])
+        >>> data = DropForgotten()(data)
+        >>> bool((data['user', 'interacts', 'item'].edge_index[0] == 3).any())
+        False
+    """
+
+    def forward(self, data: HeteroData) -> HeteroData:
+        schema.validate(data)
+        store = data[schema.EDGE_TYPE]
+        if 'forget_mask' not in store:
+            return data
+        num_items = schema.num_items(data)
+        keep = ~store.forget_mask
+        forgotten = schema.forgotten_edge_index(data)
+        if schema.REV_EDGE_TYPE in data.edge_types:
+            reverse = data[schema.REV_EDGE_TYPE]
+            codes = schema.pair_codes(reverse.edge_index.flip(0), num_items)
+            gone = torch.isin(codes, schema.pair_codes(forgotten, num_items))
+            _keep_edges(reverse, ~gone)
+        _keep_edges(store, keep)
+        del store['forget_mask']
+
+        for key in schema.HELD_OUT:
+            if key in data:
+                data[key] = data[key][:, ~schema.deleted_pairs(data, data[key])]
+        for key in (*REQUEST_KEYS, 'forget_level'):
+            if key in data:
+                del data[key]
+        return data
+
+
+def _keep_edges(store: EdgeStorage, keep: Tensor) -> None:
+    num_edges = keep.numel()
+    for key, value in list(store.items()):
+        if key == 'edge_index':
+            store[key] = value[:, keep]
+        elif isinstance(value, Tensor) and value.dim() > 0:
+            assert value.size(0) == num_edges
+            store[key] = value[keep]

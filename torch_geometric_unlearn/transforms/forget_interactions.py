@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric.data import HeteroData
+from torch_geometric.data.datapipes import functional_transform
+from torch_geometric.transforms import BaseTransform
+
+from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.data.from_frame import raw_to_internal
+from torch_geometric_unlearn.utils.check import check_ratio
+from torch_geometric_unlearn.utils.seed import generator
+
+from ._request import check_not_empty, check_one_source, mark, to_ids
+
+
+@functional_transform('forget_interactions')
+class ForgetInteractions(BaseTransform):
+    r"""Marks single training interactions as to be forgotten, the
+    interaction-level request (functional name: :obj:`forget_interactions`).
+
+    Sets :obj:`forget_mask` on the interactions, :obj:`data.forget_interactions` and
+    :obj:`data.forget_level`. Nothing is deleted yet; see :class:`DropForgotten`.
+    Requests combine, and a pair named twice counts once.
+
+    Args:
+        pairs (sequence or torch.Tensor, optional): Internal (user, item) ids, as a
+            sequence of pairs or a tensor :obj:`[2, n]`.
+        raw_pairs (sequence, optional): The caller's own (user, item) ids, looked up
+            in the id maps that :meth:`from_frame` keeps.
+        ratio (float, optional): Share of the training interactions to draw, in
+            :math:`(0, 1)`, at least one.
+        seed (int, optional): Seed of that draw. (default: :obj:`0`)
+
+    Raises:
+        ValueError: If not exactly one of :obj:`pairs`, :obj:`raw_pairs` and
+            :obj:`ratio` is given, the request is empty, a pair is no training
+            interaction, or the request would delete every training interaction.
+
+    Example:
+        >>> data = SyntheticMultimodal('tiny')[0]
+        >>> pairs = data['user', 'interacts', 'item'].edge_index[:, :2]
+        >>> data = ForgetInteractions(pairs)(data)
+        >>> int(data['user', 'interacts', 'item'].forget_mask.sum())
+        2
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[tuple[int, int]] | Tensor | None = None,
+        *,
+        raw_pairs: Sequence[tuple[Any, Any]] | None = None,
+        ratio: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        name = self.__class__.__name__
+        check_one_source(name, pairs=pairs, raw_pairs=raw_pairs, ratio=ratio)
+        check_not_empty(pairs, 'pairs')
+        check_not_empty(raw_pairs, 'raw_pairs')
+        self.pairs = None if pairs is None else _to_pairs(pairs)
+        self.raw_pairs = raw_pairs
+        self.ratio = None if ratio is None else check_ratio(ratio)
+        self.seed = seed
+        generator(seed)  # Checks the seed.
+
+    def forward(self, data: HeteroData) -> HeteroData:
+        schema.validate(data)
+        edge_index = data[schema.EDGE_TYPE].edge_index
+        mask = torch.zeros(
+            edge_index.size(1), dtype=torch.bool, device=edge_index.device
+        )
+        if self.ratio is not None:
+            num = max(1, round(self.ratio * mask.numel()))
+            perm = torch.randperm(mask.numel(), generator=generator(self.seed))
+            mask[perm[:num].to(mask.device)] = True
+        else:
+            items = schema.num_items(data)
+            pairs = self._internal_pairs(data).to(edge_index.device)
+            codes = schema.pair_codes(pairs, items)
+            known = schema.pair_codes(edge_index, items)
+            self._check_known(data, pairs, torch.isin(codes, known))
+            mask = torch.isin(known, codes)
+        pairs = edge_index[:, mask]
+        return mark(data, mask, 'interaction', 'forget_interactions', pairs)
+
+    def _internal_pairs(self, data: HeteroData) -> Tensor:
+        if self.raw_pairs is not None:
+            users = raw_to_internal(data, schema.USER, [u for u, _ in self.raw_pairs])
+            items = raw_to_internal(data, schema.ITEM, [i for _, i in self.raw_pairs])
+            return torch.stack([users, items])
+        assert self.pairs is not None
+        sizes = torch.tensor([[schema.num_users(data)], [schema.num_items(data)]])
+        bad = ((self.pairs < 0) | (self.pairs >= sizes)).any(dim=0)
+        if bad.any():
+            first = tuple(self.pairs[:, bad][:, 0].tolist())
+            raise ValueError(
+                f"'pairs' names {int(bad.sum())} pairs with unknown ids (first: "
+                f'{first}). Known are users 0 to {int(sizes[0]) - 1} and items 0 to '
+                f"{int(sizes[1]) - 1}. For ids of your own, use 'raw_pairs'."
+            )
+        return self.pairs
+
+    def _check_known(self, data: HeteroData, pairs: Tensor, known: Tensor) -> None:
+        if known.all():
+            return
+        first = pairs[:, ~known][:, :1]
+        held_out = torch.cat([schema.held_out(data, s) for s in ('val', 'test')], dim=1)
+        where = (first == held_out).all(dim=0).any()
+        hint = (
+            'It is held out for validation or test, so the model never saw it.'
+            if where
+            else 'It may have been deleted already.'
+        )
+        raise ValueError(
+            f'{int((~known).sum())} of {known.numel()} requested pairs are no training '
+            f'interactions (first: user {int(first[0])}, item {int(first[1])}). {hint} '
+            f'Take it out of the request.'
+        )
+
+    def __repr__(self) -> str:
+        if self.ratio is not None:
+            return f'{self.__class__.__name__}(ratio={self.ratio}, seed={self.seed})'
+        num = len(self.raw_pairs or []) if self.pairs is None else self.pairs.size(1)
+        return f'{self.__class__.__name__}(num_interactions={num})'
+
+
+def _to_pairs(pairs: Sequence[tuple[int, int]] | Tensor) -> Tensor:
+    out = to_ids(pairs, 'pairs').cpu()
+    if not isinstance(pairs, Tensor) and out.dim() == 2:
+        out = out.t()
+    if out.dim() != 2 or out.size(0) != 2:
+        raise ValueError(
+            f"'pairs' must be a sequence of (user, item) pairs or a tensor of shape "
+            f'[2, n] (got shape {list(out.shape)})'
+        )
+    return out.contiguous()

@@ -1,0 +1,49 @@
+r"""Nearest neighbours by cosine similarity, in blocks within a memory budget."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torch_geometric_unlearn.utils.check import check_int
+from torch_geometric_unlearn.utils.topk import topk_lowest_index
+
+
+@torch.no_grad()
+def cosine_knn_graph(
+    x: Tensor,
+    k: int = 10,
+    memory_budget: int = 512 * 2**20,
+) -> tuple[Tensor, Tensor]:
+    r"""Links every row of :obj:`x` to its :obj:`k` most similar rows by cosine.
+
+    A row is a candidate of its own. Among equal similarities the lowest index wins. An
+    all-zero row has similarity 0 to everything, itself included [ours: the definition
+    leaves it open].
+
+    Args:
+        x (torch.Tensor): Features, floating point :obj:`[N, F]`.
+        k (int, optional): Number of neighbours, the row itself included; all rows if
+            there are fewer. (default: :obj:`10`)
+        memory_budget (int, optional): Bytes that one block of similarities may take.
+            (default: 512 MiB)
+
+    Returns:
+        (torch.Tensor, torch.Tensor): :obj:`edge_index` int64
+        :obj:`[2, N * k]` with (neighbour, row), grouped by row, most similar first, and
+        the similarities :obj:`[N * k]` in the data type of :obj:`x`.
+    """
+    check_int(k, 'k', 1)
+    num = x.size(0)
+    k = min(k, num)
+    norm = x.norm(dim=1, keepdim=True)
+    unit = x / torch.where(norm > 0, norm, torch.ones_like(norm))
+    rows = max(1, memory_budget // max(1, 3 * num * x.element_size()))
+    index, weight = [], []
+    for start in range(0, num, rows):
+        value, idx = topk_lowest_index(unit[start : start + rows] @ unit.t(), k)
+        index.append(idx)
+        weight.append(value)
+    neighbour = torch.cat(index).view(-1)
+    target = torch.arange(num, device=x.device).repeat_interleave(k)
+    return torch.stack([neighbour, target]), torch.cat(weight).view(-1)

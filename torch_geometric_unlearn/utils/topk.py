@@ -1,0 +1,139 @@
+r"""Full ranking in user blocks that keeps the lists only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from torch_geometric_unlearn.utils.check import check_int
+
+
+class PairIndex:
+    r"""(user, item) pairs grouped by user, for looking up blocks of users at once.
+
+    Args:
+        pairs (torch.Tensor): Pairs, int64 :obj:`[2, E]`.
+        num_users (int): Number of users.
+    """
+
+    def __init__(self, pairs: Tensor, num_users: int) -> None:
+        self.item = pairs[1][pairs[0].argsort(stable=True)]
+        self.count = pairs[0].bincount(minlength=num_users)
+        self.start = self.count.cumsum(0) - self.count
+
+    def lookup(self, users: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Returns the pairs of :obj:`users` :obj:`[B]` as the position in
+        :obj:`users` and the item, both int64 :obj:`[n]`.
+        """
+        count = self.count[users]
+        row = torch.arange(users.numel(), device=users.device).repeat_interleave(count)
+        offset = (self.start[users] - count.cumsum(0) + count)[row]
+        return row, self.item[offset + torch.arange(row.numel(), device=users.device)]
+
+
+def score_blocks(
+    user_emb: Tensor,
+    item_emb: Tensor,
+    users: Tensor,
+    exclude: Tensor | None = None,
+    exclude_items: Tensor | None = None,
+    batch_size: int = 2048,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    r"""Yields blocks of users with their scores for all items.
+
+    Args:
+        user_emb (torch.Tensor): User embeddings :math:`(N_{user}, H)`.
+        item_emb (torch.Tensor): Item embeddings :math:`(N_{item}, H)`.
+        users (torch.Tensor): Users to rank for, int64 :obj:`[n]`.
+        exclude (torch.Tensor, optional): Pairs whose score becomes
+            :math:`-\infty`, int64 :obj:`[2, E]`. (default: :obj:`None`)
+        exclude_items (torch.Tensor, optional): Items whose score becomes
+            :math:`-\infty` for everyone, int64 :obj:`[m]`. (default: :obj:`None`)
+        batch_size (int, optional): Users per block. (default: :obj:`2048`)
+    """
+    index = None if exclude is None else PairIndex(exclude, user_emb.size(0))
+    for block in users.split(batch_size):
+        scores = user_emb[block] @ item_emb.t()
+        if index is not None:
+            scores[index.lookup(block)] = -torch.inf
+        if exclude_items is not None:
+            scores[:, exclude_items] = -torch.inf
+        yield block, scores
+
+
+@torch.no_grad()
+def topk_items(
+    user_emb: Tensor,
+    item_emb: Tensor,
+    users: Tensor,
+    k: int,
+    exclude: Tensor | None = None,
+    exclude_items: Tensor | None = None,
+    batch_size: int = 2048,
+) -> tuple[Tensor, Tensor]:
+    r"""Returns the :obj:`k` best items of every user; ties go to the lowest item id.
+
+    Places that no item is left for hold item :obj:`-1` with score :math:`-\infty`.
+
+    Args:
+        user_emb (torch.Tensor): User embeddings :math:`(N_{user}, H)`.
+        item_emb (torch.Tensor): Item embeddings :math:`(N_{item}, H)`.
+        users (torch.Tensor): Users to rank for, int64 :obj:`[n]`.
+        k (int): Length of the list.
+        exclude (torch.Tensor, optional): Pairs to leave out, int64 :obj:`[2, E]`.
+            (default: :obj:`None`)
+        exclude_items (torch.Tensor, optional): Items to leave out for everyone, int64
+            :obj:`[m]`. (default: :obj:`None`)
+        batch_size (int, optional): Users per block. (default: :obj:`2048`)
+
+    Returns:
+        (torch.Tensor, torch.Tensor): Items int64 and scores, both :obj:`[n, k]`.
+
+    Raises:
+        ValueError: If :obj:`k` is below 1.
+    """
+    check_int(k, 'k', 1)
+    num_items = item_emb.size(0)
+    items = users.new_full((users.numel(), k), -1)
+    values = user_emb.new_full((users.numel(), k), -torch.inf)
+    start = 0
+    blocks = score_blocks(
+        user_emb, item_emb, users, exclude, exclude_items, batch_size
+    )
+    for block, scores in blocks:
+        rows = slice(start, start + block.numel())
+        value, index = topk_lowest_index(scores, min(k, num_items))
+        index[value == -torch.inf] = -1
+        items[rows, : index.size(1)], values[rows, : index.size(1)] = index, value
+        start += block.numel()
+    return items, values
+
+
+def topk_lowest_index(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    r"""Returns the :obj:`k` largest entries per row; ties go to the lowest index.
+
+    :meth:`torch.topk` leaves the choice among ties open. Only rows where a tie crosses
+    the border of the list need a full stable sort.
+
+    Args:
+        scores (torch.Tensor): Scores :obj:`[B, N]`.
+        k (int): Length of the list, at most :obj:`N`.
+
+    Returns:
+        (torch.Tensor, torch.Tensor): Values and int64 indices, both :obj:`[B, k]`.
+    """
+    value, index = scores.topk(min(k + 1, scores.size(1)), dim=1)
+    if value.size(1) > k:
+        crossing = (value[:, k] == value[:, k - 1]).nonzero().view(-1)
+        value, index = value[:, :k], index[:, :k]
+        if crossing.numel() > 0:
+            full = scores[crossing].sort(dim=1, descending=True, stable=True)
+            value, index = value.clone(), index.clone()
+            value[crossing], index[crossing] = full[0][:, :k], full[1][:, :k]
+    order = index.argsort(dim=1)
+    order = order.gather(
+        1, value.gather(1, order).argsort(dim=1, descending=True, stable=True)
+    )
+    return value.gather(1, order), index.gather(1, order)
