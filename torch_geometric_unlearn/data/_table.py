@@ -116,11 +116,12 @@ def extend(ids: list[Any], *more: list[Any]) -> list[Any]:
 
 def read_split(column: pd.Series) -> np.ndarray:
     # Booleans equal 0 and 1, but mean something else.
-    known = column.isin(list(SPLITS)) & ~column.isin([True, False])
-    if not known.all():
+    values = column.drop_duplicates().tolist()
+    unknown = [v for v in values if isinstance(v, bool) or v not in SPLITS]
+    if unknown:
         raise ValueError(
             f"Column '{column.name}' must hold 'train', 'val' or 'test' (or 0, 1, 2) "
-            f'in every row (got {some(column[~known].drop_duplicates().tolist())})'
+            f'in every row (got {some(unknown)})'
         )
     return column.astype(object).map(SPLITS).to_numpy(np.int64)
 
@@ -200,7 +201,8 @@ def read_rating(column: pd.Series, train: np.ndarray) -> Tensor:
         raise TypeError(
             f"Column '{column.name}' must hold numbers as rating (got {column.dtype})"
         )
-    values = _train_values(column, train).astype('float32')
+    with np.errstate(over='ignore'):  # Refused as infinite below.
+        values = _train_values(column, train).astype('float32')
     bad = ~np.isfinite(values.to_numpy())
     if bad.any():
         raise ValueError(
@@ -235,9 +237,10 @@ def read_features(
         )
     else:
         ids = catalogue
-        rows = table.detach().cpu() if isinstance(table, Tensor) else table
+        rows = table.detach().cpu().numpy() if isinstance(table, Tensor) else table
     try:
-        x = np.array(rows, dtype=np.float32)
+        with np.errstate(over='ignore'):  # Refused as infinite below.
+            x = np.array(rows, dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"'{where}' must hold numeric vectors of one length (got: {error})"
@@ -251,8 +254,8 @@ def read_features(
     if bad.any():
         raise ValueError(
             f"'{where}' must be finite in float32, but {int(bad.sum())} items hold NaN "
-            f'or infinity (got {some(ids[k] for k in np.flatnonzero(bad))}). Leave these '
-            f"items out and pass missing='mean' or missing='zero'."
+            f'or infinity (got {some(ids[k] for k in np.flatnonzero(bad))}). Leave '
+            f"them out and pass missing='mean' or missing='zero'."
         )
     return ids, x
 

@@ -68,6 +68,7 @@ class StoredDataset(InMemoryDataset):
         if not self.force_reload and osp.exists(self.processed_paths[0]):
             return
         make_folder(self.raw_dir)
+        remove_stale(self.raw_dir)
         super()._download()
 
     def _process(self) -> None:
@@ -97,7 +98,7 @@ class StoredDataset(InMemoryDataset):
         """
         try:
             super().load(path, data_cls)
-        except PermissionError:
+        except (MemoryError, PermissionError):
             raise
         except Exception as error:  # `torch.load` raises nearly everything.
             raise ValueError(
@@ -138,8 +139,7 @@ def atomic_save(
         OSError: If the file can't be written; names the folder and the way out.
     """
     folder = osp.dirname(os.fspath(path)) or '.'
-    host = re.sub(r'\W+', '-', platform.node())
-    temp = f'{os.fspath(path)}.{host}.{os.getpid()}.tmp'
+    temp = f'{os.fspath(path)}.{host_name()}.{os.getpid()}.tmp'
     with explain_write_errors(folder, num_bytes):
         try:
             with open(temp, 'wb') as file:
@@ -160,7 +160,7 @@ def remove_stale(folder: str) -> None:
     Those of a running process on this machine stay, and those of other machines
     for one day, as their processes can't be seen from here.
     """
-    host = re.sub(r'\W+', '-', platform.node())
+    host = host_name()
     for path in Path(folder).glob('*.tmp'):
         match = re.fullmatch(r'.+\.([^.]*)\.(\d+)\.tmp', path.name)
         if match is None:
@@ -198,6 +198,11 @@ def free_bytes(folder: str) -> int:
             return 0
         folder = parent
     return shutil.disk_usage(folder).free
+
+
+def host_name() -> str:
+    r"""Returns this machine's name in letters that fit between dots."""
+    return re.sub(r'\W+', '-', platform.node())
 
 
 def _os_error(error: BaseException | None) -> OSError | None:

@@ -316,8 +316,9 @@ def _race(
     block takes longer than the arithmetic.
     """
     weight, noise = buffer[:, : taste.size(0)]
-    torch.mm(taste, other_taste.t(), out=weight)
-    weight.mul_(TASTE_STRENGTH).add_(log_weight).exp_()
+    torch.addmm(
+        log_weight, taste, other_taste.t(), alpha=TASTE_STRENGTH, out=weight
+    ).exp_()
     return noise.uniform_(generator=gen).log_().div_(weight)
 
 

@@ -137,3 +137,44 @@ def topk_lowest_index(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         1, value.gather(1, order).argsort(dim=1, descending=True, stable=True)
     )
     return value.gather(1, order), index.gather(1, order)
+
+
+@torch.no_grad()
+def pair_ranks(
+    user_emb: Tensor,
+    item_emb: Tensor,
+    pairs: Tensor,
+    known: Tensor,
+    batch_size: int = 2048,
+) -> tuple[Tensor, Tensor]:
+    r"""Ranks single pairs among the items that a user isn't known to like.
+
+    The rank of :math:`(u, i)` is the place of :math:`i` in the list of :math:`u` when
+    all *other* known positives of :math:`u` are masked; ties go to the lowest item id.
+
+    Args:
+        user_emb (torch.Tensor): User embeddings :math:`(N_{user}, H)`.
+        item_emb (torch.Tensor): Item embeddings :math:`(N_{item}, H)`.
+        pairs (torch.Tensor): Pairs to rank, int64 :obj:`[2, n]`.
+        known (torch.Tensor): Known positives, int64 :obj:`[2, *]`.
+        batch_size (int, optional): Pairs per block. (default: :obj:`2048`)
+
+    Returns:
+        (torch.Tensor, torch.Tensor): Ranks from 1, int64 :obj:`[n]`, and scores
+        standardised over the user's row :obj:`[n]`.
+    """
+    index = PairIndex(known, user_emb.size(0))
+    item_ids = torch.arange(item_emb.size(0), device=pairs.device)
+    ranks, standardised = [], []
+    for block in pairs.split(batch_size, dim=1):
+        scores = user_emb[block[0]] @ item_emb.t()
+        own = scores.gather(1, block[1].unsqueeze(1))
+        spread = scores.std(dim=1).clamp(min=1e-12)
+        standardised.append((own.squeeze(1) - scores.mean(dim=1)) / spread)
+        scores[index.lookup(block[0])] = -torch.inf
+        above = (scores > own).sum(dim=1)
+        tied = (scores == own) & (item_ids < block[1].unsqueeze(1))
+        ranks.append(1 + above + tied.sum(dim=1))
+    if not ranks:
+        return pairs.new_empty(0), user_emb.new_empty(0)
+    return torch.cat(ranks), torch.cat(standardised)

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import copy
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch_geometric.data import HeteroData
+
+from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.transforms import DropForgotten
+from torch_geometric_unlearn.utils.resources import ResourceMeter
+from torch_geometric_unlearn.utils.seed import isolated_seed
+
+_CONTRACT = ('build_graph', 'forward', 'loss', 'branches')
+
+
+@dataclass
+class UnlearnResult:
+    r"""What an unlearner returns; it feeds the next request.
+
+    Attributes:
+        model (torch.nn.Module): The unlearned model.
+        data (HeteroData): The data with the forgotten edges really gone.
+        history (list): One row per epoch of the method, JSON-serialisable.
+        seconds (float): Wall time from the request to the finished model.
+        peak_memory (int): Peak memory in bytes, see
+            :class:`~torch_geometric_unlearn.utils.resources.ResourceMeter`.
+        touched (dict): Share of the entries that changed, in :math:`[0, 1]`, by
+            parameter.
+        shift (dict): Relative change
+            :math:`\|\theta - \theta_0\| / \|\theta_0\|` by parameter.
+        exact (bool): Whether the method promises the model that retraining gives.
+    """
+
+    model: torch.nn.Module
+    data: HeteroData
+    history: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    peak_memory: int = 0
+    touched: dict[str, float] = field(default_factory=dict)
+    shift: dict[str, float] = field(default_factory=dict)
+    exact: bool = False
+
+    def __repr__(self) -> str:
+        touched = sum(share > 0 for share in self.touched.values())
+        return (
+            f'{self.__class__.__name__}({type(self.model).__name__}, '
+            f'epochs={len(self.history)}, seconds={self.seconds:.2f}, '
+            f'touched={touched}/{len(self.touched)} parameters, exact={self.exact})'
+        )
+
+
+class Unlearner(ABC):
+    r"""The base class of all unlearning methods.
+
+    :obj:`unlearner(model, data)` takes a trained model and the data with a request
+    marked in it, and returns an :class:`UnlearnResult`. Neither input is modified, and
+    the same seed gives the same result. A request that marks nothing is a no-op.
+
+    A method implements :meth:`_unlearn`, and :meth:`supports` if it can't serve every
+    model that meets the model contract.
+
+    Args:
+        seed (int, optional): Seed of every random choice. (default: :obj:`0`)
+    """
+
+    #: Whether the method promises the model that retraining without the data gives.
+    exact: bool = False
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+        with isolated_seed(seed):  # Checks the seed.
+            pass
+
+    def prepare(  # noqa: B027
+        self,
+        build_model: Callable[[HeteroData], torch.nn.Module],
+        data: HeteroData,
+    ) -> None:
+        r"""Does the training that a method needs before any request; nothing here.
+
+        Args:
+            build_model (callable): Returns a fresh model for some data.
+            data (HeteroData): The data to train on.
+        """
+
+    def supports(self, model: torch.nn.Module, data: HeteroData) -> tuple[bool, str]:
+        r"""Tells whether the method can serve this model and request, and if not,
+        why.
+        """
+        missing = [name for name in _CONTRACT if not hasattr(model, name)]
+        if missing:
+            return False, f"'{type(model).__name__}' lacks {missing} of the contract"
+        return True, ''
+
+    def __call__(self, model: torch.nn.Module, data: HeteroData) -> UnlearnResult:
+        r"""Returns the model without the influence of what :obj:`data` marks.
+
+        Args:
+            model (torch.nn.Module): The trained model.
+            data (HeteroData): The data with a request.
+
+        Raises:
+            ValueError: If the method does not support the model or the request.
+        """
+        schema.validate(data)
+        ok, reason = self.supports(model, data)
+        if not ok:
+            raise ValueError(f'{self} cannot serve this request: {reason}')
+        device = next(model.parameters()).device
+        with isolated_seed(self.seed), ResourceMeter(device) as meter:
+            out = copy.deepcopy(model)
+            retained = DropForgotten()(data)
+            history: list[dict[str, Any]] = []
+            if schema.forget_mask(data).any():
+                out, history = self._unlearn(out, data, retained)
+        touched, shift = _compare(model, out)
+        return UnlearnResult(
+            model=out,
+            data=retained,
+            history=history,
+            seconds=meter.seconds,
+            peak_memory=meter.peak_memory,
+            touched=touched,
+            shift=shift,
+            exact=self.exact,
+        )
+
+    @abstractmethod
+    def _unlearn(
+        self, model: torch.nn.Module, data: HeteroData, retained: HeteroData
+    ) -> tuple[torch.nn.Module, list[dict[str, Any]]]:
+        r"""Returns the unlearned model and one row per epoch.
+
+        Args:
+            model (torch.nn.Module): A copy that may be changed.
+            data (HeteroData): The data with a request, not to be changed.
+            retained (HeteroData): The data after the deletion.
+        """
+
+    def __repr__(self) -> str:
+        names = inspect.signature(type(self).__init__).parameters
+        args = [
+            f'{name}={getattr(self, name)!r}'
+            for name in names
+            if isinstance(getattr(self, name, None), (bool, int, float, str))
+        ]
+        return f'{self.__class__.__name__}({", ".join(args)})'
+
+
+@torch.no_grad()
+def _compare(
+    before: torch.nn.Module, after: torch.nn.Module
+) -> tuple[dict[str, float], dict[str, float]]:
+    old, touched, shift = dict(before.named_parameters()), {}, {}
+    for name, new in after.named_parameters():
+        if name in old and old[name].shape == new.shape:
+            change = new - old[name]
+            touched[name] = float((change != 0).float().mean())
+            norm = float(old[name].norm())
+            shift[name] = float(change.norm()) / norm if norm > 0 else 0.0
+        else:
+            touched[name] = shift[name] = float('nan')
+    return touched, shift

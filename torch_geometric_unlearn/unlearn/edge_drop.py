@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch_geometric.data import HeteroData
+
+from .base import Unlearner
+
+
+class EdgeDrop(Unlearner):
+    r"""Deletes the edges and trains nothing, the first control of every comparison,
+    known for general graphs from the `"Unlink to Unlearn: Simplifying Edge Unlearning
+    in GNNs" <https://arxiv.org/abs/2402.10695>`_ paper.
+
+    A method that doesn't beat it has shown nothing.
+
+    Example:
+        >>> result = EdgeDrop()(model, ForgetUsers([3])(data))
+        >>> max(result.touched.values())
+        0.0
+    """
+
+    def _unlearn(
+        self, model: torch.nn.Module, data: HeteroData, retained: HeteroData
+    ) -> tuple[torch.nn.Module, list[dict[str, Any]]]:
+        return model, []

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric.data import HeteroData
+
+from torch_geometric_unlearn.data import schema
+
+from .base import Unlearner
+
+
+class RowReset(Unlearner):
+    r"""Deletes the edges and draws the ID rows of deleted users and items anew from
+    their initial distribution, the second control of every comparison.
+
+    A deleted user of a transductive model is a row that can be thrown away, so this
+    removes direct memory at no cost. It leaves what other rows and shared weights have
+    learned, and does nothing for single interactions.
+
+    Args:
+        seed (int, optional): Seed of the draw. (default: :obj:`0`)
+        init (callable, optional): Fills a fresh table of the same shape in place.
+            (default: :obj:`torch.nn.init.xavier_uniform_`)
+
+    Example:
+        >>> result = RowReset()(model, ForgetUsers([3])(data))
+        >>> result.touched['item_embedding.weight']
+        0.0
+    """
+
+    def __init__(
+        self,
+        seed: int = 0,
+        init: Callable[[Tensor], Any] = torch.nn.init.xavier_uniform_,
+    ) -> None:
+        super().__init__(seed)
+        self.init = init
+
+    def supports(self, model: torch.nn.Module, data: HeteroData) -> tuple[bool, str]:
+        if not hasattr(model, 'tables'):
+            return False, f"'{type(model).__name__}' does not tell its 'tables()'"
+        return super().supports(model, data)
+
+    def _unlearn(
+        self, model: torch.nn.Module, data: HeteroData, retained: HeteroData
+    ) -> tuple[torch.nn.Module, list[dict[str, Any]]]:
+        reset_rows(model, data, self.init)
+        return model, []
+
+
+@torch.no_grad()
+def reset_rows(
+    model: torch.nn.Module,
+    data: HeteroData,
+    init: Callable[[Tensor], Any] = torch.nn.init.xavier_uniform_,
+) -> None:
+    r"""Draws the ID rows of the users and items that :obj:`data` deletes anew, in
+    place, from torch's global generator.
+    """
+    offset = {schema.USER: 0, schema.ITEM: schema.num_users(data)}
+    for table in model.tables():  # type: ignore[operator]
+        if table.is_raw:
+            continue
+        fresh = torch.empty_like(table.parameter)
+        init(fresh)
+        for node_type in (schema.USER, schema.ITEM):
+            key = f'forget_{node_type}s'
+            if key not in data or table.rows not in (node_type, 'node'):
+                continue
+            rows = data[key].to(fresh.device)
+            rows = rows + offset[node_type] if table.rows == 'node' else rows
+            table.parameter[rows] = fresh[rows]
