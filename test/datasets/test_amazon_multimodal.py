@@ -160,14 +160,14 @@ def test_missing_files(baby):
     with pytest.raises(
         FileNotFoundError,
         match=r"'text_feat.npy' must be in the folder '.*raw', but is not there\. "
-        r"Put it there, or leave a modality out .* pass source='snap'",
+        r"Put it there, or leave features out .* pass source='snap'",
     ):
         AmazonMultimodal(baby, 'Baby')
     AmazonMultimodal(baby, 'Baby', modalities=('image',))
 
-    (raw / 'baby.inter').rename(raw / 'Baby.inter')
+    (raw / 'baby.inter').rename(raw / 'babies.inter')
     with pytest.raises(
-        FileNotFoundError, match=r"'baby.inter' must .* as 'Baby.inter'"
+        FileNotFoundError, match=r"'baby.inter' must .* as 'babies.inter'"
     ):
         AmazonMultimodal(baby, 'Baby')
     with pytest.raises(

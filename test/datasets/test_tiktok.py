@@ -55,7 +55,7 @@ def test_nothing_there(tmp_path):
     with pytest.raises(
         FileNotFoundError,
         match=r"'tiktok.inter', 'image_feat.npy', 'audio_feat.npy' must be in the "
-        r"folder '.*raw'.* Put them there, or .* no public address",
+        r"folder '.*raw', but are not there. Put them there, or .* no public address",
     ):
         TikTok(str(tmp_path))
     assert (tmp_path / 'raw').is_dir()

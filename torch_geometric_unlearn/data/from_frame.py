@@ -104,6 +104,7 @@ def from_frame(
             item lacks features, or a value is not finite.
 
     Example:
+        >>> import pandas as pd
         >>> df = pd.DataFrame({'user': ['ann', 'bob'], 'item': ['pen', 'ink']})
         >>> data = from_frame(df, item_features={'text': {'pen': [0.1], 'ink': [0.7]}})
         >>> data['item'].raw_id

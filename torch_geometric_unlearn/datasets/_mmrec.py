@@ -104,15 +104,13 @@ def check_files(raw_dir: str, names: list[str], hint: str) -> None:
     missing = [name for name in names if not osp.exists(osp.join(raw_dir, name))]
     if missing:
         files = ', '.join(f"'{name}'" for name in missing)
-        ways = [f'Put {"it" if len(missing) == 1 else "them"} there']
+        it, verb = ('it', 'is') if len(missing) == 1 else ('them', 'are')
+        way_out = f'Put {it} there'
         if any(name.endswith('_feat.npy') for name in missing):
-            ways.append(
-                "leave a modality out by naming the others, e.g. modalities=('image',) "
-                'or modalities=()'
-            )
+            way_out += ", or leave features out with 'modalities', e.g. modalities=()"
         raise FileNotFoundError(
-            f"{files} must be in the folder '{raw_dir}', but is not there. "
-            f'{", or ".join(ways)}. {hint}'
+            f"{files} must be in the folder '{raw_dir}', but {verb} not there. "
+            f'{way_out}. {hint}'
         )
 
 

@@ -148,10 +148,12 @@ class AmazonMultimodal(StoredDataset):
         OSError: If :obj:`root` can't be written.
 
     Example:
-        >>> dataset = AmazonMultimodal('data/Amazon', 'Baby', text_encoder='tfidf')
-        >>> data = dataset[0]
-        >>> data['item'].x_image.shape
-        torch.Size([7050, 4096])
+        .. code-block:: python
+
+            dataset = AmazonMultimodal('data/Amazon', 'Baby', text_encoder='tfidf')
+            data = dataset[0]
+            data['item'].x_image.shape  # torch.Size([7050, 4096])
+            data['item'].raw_id[0]  # '097293751X'
     """
 
     url = 'http://snap.stanford.edu/data/amazon/productGraph'

@@ -69,12 +69,12 @@ class SyntheticMultimodal(InMemoryDataset):
         * - ``medium``
           - 20,000
           - 7,000
-          - 170,000
+          - 165,000
           - benchmarks, like Amazon Baby
         * - ``large``
           - 200,000
           - 50,000
-          - 1,700,000
+          - 1,620,000
           - scaling (minutes to generate)
 
     Args:

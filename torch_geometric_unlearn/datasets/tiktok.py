@@ -58,10 +58,11 @@ class TikTok(StoredDataset):
         OSError: If :obj:`root` can't be written.
 
     Example:
-        >>> dataset = TikTok('data/TikTok', modalities=('audio',))
-        >>> data = dataset[0]
-        >>> data['item'].x_audio.shape
-        torch.Size([6710, 128])
+        .. code-block:: python
+
+            dataset = TikTok('data/TikTok', modalities=('audio',))
+            data = dataset[0]
+            data['item'].x_audio.shape  # torch.Size([6710, 128])
     """
 
     def __init__(
