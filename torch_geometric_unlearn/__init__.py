@@ -1,1 +1,34 @@
+r"""Machine unlearning for multimodal graph recommenders in PyTorch Geometric."""
+
 __version__ = '0.1.0'
+
+from . import (
+    data,
+    datasets,
+    loader,
+    metrics,
+    nn,
+    ops,
+    report,
+    testing,
+    train,
+    transforms,
+    unlearn,
+    utils,
+)
+
+__all__ = [
+    '__version__',
+    'data',
+    'datasets',
+    'loader',
+    'metrics',
+    'nn',
+    'ops',
+    'report',
+    'testing',
+    'train',
+    'transforms',
+    'unlearn',
+    'utils',
+]

@@ -24,7 +24,7 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-from torch_geometric_unlearn.datasets._files import (
+from torch_geometric_unlearn.utils.files import (
     WRITE_ERRNOS,
     atomic_save,
     explain_write_errors,

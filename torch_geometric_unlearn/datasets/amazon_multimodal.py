@@ -23,13 +23,13 @@ from torch_geometric_unlearn.datasets._download import (
     verify_gzip,
     verify_records,
 )
-from torch_geometric_unlearn.datasets._files import StoredDataset
 from torch_geometric_unlearn.datasets._mmrec import (
     Interactions,
     check_files,
     check_modalities,
     read_mmrec,
 )
+from torch_geometric_unlearn.datasets._stored import StoredDataset
 from torch_geometric_unlearn.datasets._text_features import (
     TextEncoder,
     check_installed,

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
-from torch_geometric_unlearn.datasets._files import StoredDataset
 from torch_geometric_unlearn.datasets._mmrec import (
     check_files,
     check_modalities,
     read_mmrec,
 )
+from torch_geometric_unlearn.datasets._stored import StoredDataset
 
 
 class TikTok(StoredDataset):

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
-from torch_geometric_unlearn.utils.files import atomic_write
+from torch_geometric_unlearn.utils.files import atomic_save, make_folder
 
 _HEADER = 'torch_geometric_unlearn'
 
@@ -32,7 +32,9 @@ def save_tensors(
     """
     header = {_HEADER: json.dumps(meta)}
     flat = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    atomic_write(path, lambda tmp: tmp.write_bytes(save(flat, metadata=header)))
+    content = save(flat, metadata=header)
+    make_folder(os.path.dirname(os.fspath(path)) or '.')
+    atomic_save(lambda file: file.write(content), path, len(content))
 
 
 def load_tensors(

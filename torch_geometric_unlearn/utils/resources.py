@@ -29,6 +29,9 @@ class ResourceMeter:
         self.peak_memory = 0
 
     def __enter__(self) -> ResourceMeter:
+        for meter in _active:  # The reset below would hide their peak so far.
+            meter._note_peak()
+        _active.append(self)
         if self.device.type == 'cuda':
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
@@ -39,20 +42,28 @@ class ResourceMeter:
 
     def __exit__(self, *args: object) -> None:
         self.seconds = self._now() - self._start
-        if self.device.type == 'cuda':
-            self.peak_memory = torch.cuda.max_memory_allocated(self.device)
-        else:
-            self.peak_memory = peak_resident_memory()
+        self._note_peak()
+        _active.remove(self)
 
     @property
     def elapsed(self) -> float:
         r"""Seconds since the block was entered."""
         return self._now() - self._start
 
+    def _note_peak(self) -> None:
+        if self.device.type == 'cuda':
+            peak = torch.cuda.max_memory_allocated(self.device)
+        else:
+            peak = peak_resident_memory()
+        self.peak_memory = max(self.peak_memory, peak)
+
     def _now(self) -> float:
         if self.device.type == 'cuda':
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
+
+
+_active: list[ResourceMeter] = []
 
 
 def peak_resident_memory() -> int:

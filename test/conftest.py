@@ -1,0 +1,53 @@
+r"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch_geometric.data import HeteroData
+
+from torch_geometric_unlearn import typing
+from torch_geometric_unlearn.datasets import SyntheticMultimodal
+from torch_geometric_unlearn.nn import MGCN
+from torch_geometric_unlearn.train import fit
+from torch_geometric_unlearn.utils.seed import isolated_seed
+
+
+@pytest.fixture
+def data() -> HeteroData:
+    r"""A tiny data set, fresh for every test."""
+    return SyntheticMultimodal('tiny')[0]
+
+
+@pytest.fixture(scope='session')
+def trained() -> MGCN:
+    r"""An MGCN trained on the tiny data set; tests must not change it."""
+    data = SyntheticMultimodal('tiny')[0]
+    with isolated_seed(0):
+        model = MGCN.from_data(data, hidden_channels=16)
+    fit(model, data, num_epochs=60, lr=5e-3, batch_size=128)
+    return model.requires_grad_(True)
+
+
+@pytest.fixture
+def without_extensions(monkeypatch: pytest.MonkeyPatch) -> None:
+    r"""Switches our optional accelerators off."""
+    for name in ('WITH_TORCH_SPARSE', 'WITH_TORCH_SCATTER', 'WITH_TRITON'):
+        monkeypatch.setattr(typing, name, False)
+
+
+@pytest.fixture(scope='session')
+def real_data() -> Path:
+    r"""The folder with real data; skips the test if it is not there."""
+    folder = os.environ.get('TGU_REAL_DATA')
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("the environment variable 'TGU_REAL_DATA' names no folder")
+    return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def _fixed_threads() -> None:
+    torch.set_num_threads(min(2, torch.get_num_threads()))

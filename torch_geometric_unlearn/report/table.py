@@ -1,0 +1,94 @@
+r"""Aligned text tables and JSON files; nothing is computed here."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+import numpy
+import torch
+import torch_geometric
+
+from torch_geometric_unlearn.utils.files import atomic_save, make_folder
+
+
+def format_table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
+    r"""Returns an aligned table, first column to the left, the others to the right.
+
+    Args:
+        rows (sequence): One dictionary per row; a missing value prints as a dash.
+        columns (sequence): Keys to show, in order.
+
+    Example:
+        >>> print(format_table([{'method': 'tru', 'recall@20': 0.1}],
+        ...                    ['method', 'recall@20']))
+        method  recall@20
+        -----------------
+        tru        0.1000
+    """
+    cells = [[_format(column, row.get(column)) for column in columns] for row in rows]
+    widths = [
+        max(len(column), *(len(line[place]) for line in cells), 0)
+        for place, column in enumerate(columns)
+    ]
+    lines = []
+    for line in [list(columns), *cells]:
+        first = line[0].ljust(widths[0])
+        rest = (cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))
+        lines.append('  '.join([first, *rest]))
+    lines.insert(1, '-' * (sum(widths) + 2 * (len(widths) - 1)))
+    return '\n'.join(lines)
+
+
+def versions() -> dict[str, str]:
+    r"""Returns what a saved run should say about its surroundings."""
+    from torch_geometric_unlearn import __version__
+
+    device = platform.processor() or platform.machine()
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    return {
+        'torch_geometric_unlearn': __version__,
+        'torch': torch.__version__,
+        'torch_geometric': torch_geometric.__version__,
+        'numpy': numpy.__version__,
+        'python': platform.python_version(),
+        'device': device,
+        'num_threads': str(torch.get_num_threads()),
+    }
+
+
+def save_json(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
+    r"""Writes a result file in one atomic step.
+
+    NaN becomes :obj:`null`, which is valid JSON.
+
+    Args:
+        path (str or Path): The file.
+        content (dict): JSON-serialisable values.
+
+    Raises:
+        OSError: If the file can't be written.
+    """
+    text = json.dumps(_without_nan(content), indent=2, allow_nan=False) + '\n'
+    make_folder(os.path.dirname(os.fspath(path)) or '.')
+    atomic_save(lambda file: file.write(text.encode()), path)
+
+
+def _format(column: str, value: Any) -> str:
+    if value is None or value != value:
+        return '-'
+    if column == 'seconds':
+        return f'{value:.1f}'
+    return f'{value:.4f}' if isinstance(value, float) else str(value)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and value != value else value
