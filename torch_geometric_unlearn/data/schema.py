@@ -236,9 +236,9 @@ def _check_interactions(data: HeteroData) -> None:
             f"Check the split, e.g. with 'SplitInteractions'."
         )
     for key, value in store.items():
-        if key == 'edge_index' or not isinstance(value, Tensor) or value.dim() == 0:
+        if key in ('edge_index', 'forget_mask') or not isinstance(value, Tensor):
             continue
-        if value.size(0) != num_edges:
+        if value.dim() > 0 and value.size(0) != num_edges:
             raise ValueError(
                 f"data[{EDGE_TYPE}].{key} must have length {num_edges}, one entry "
                 f'per training interaction (got {value.size(0)}). Store what is not '

@@ -2,8 +2,10 @@ r"""The one place that decides how :math:`\mathbf{A} \mathbf{X}` runs."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -26,13 +28,29 @@ def _embedding_bag(rowptr: Tensor, col: Tensor, value: Tensor, x: Tensor) -> Ten
 
 
 def _torch_csr(rowptr: Tensor, col: Tensor, value: Tensor, x: Tensor) -> Tensor:
+    _consume_beta_warning()
     size = (rowptr.numel() - 1, x.size(0))
-    return torch.sparse_csr_tensor(rowptr, col, value, size) @ x
+    matrix = torch.sparse_csr_tensor(rowptr, col, value, size, check_invariants=False)
+    return matrix @ x
+
+
+@cache
+def _consume_beta_warning() -> None:
+    # torch says once per process that CSR tensors are in beta; users can't act on it.
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', '.*CSR tensor support is in beta.*')
+        empty = torch.empty(0)
+        torch.sparse_csr_tensor(
+            torch.zeros(1), empty, empty, (0, 0), check_invariants=False
+        )
 
 
 def _torch_sparse(rowptr: Tensor, col: Tensor, value: Tensor, x: Tensor) -> Tensor:
+    if col.numel() == 0:  # It kills the process if there are no rows.
+        return x.new_zeros(rowptr.numel() - 1, x.size(1))
+    # Detached, or it asks for what its own backward pass would need.
     return torch.ops.torch_sparse.spmm_sum(
-        None, rowptr.long(), col.long(), value, None, None, x
+        None, rowptr.long(), col.long(), value, None, None, x.detach()
     )
 
 
@@ -81,28 +99,42 @@ def use_backend(name: str) -> Iterator[None]:
         _forced = previous
 
 
-class _SpMM(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        rowptr: Tensor,
-        col: Tensor,
-        value: Tensor,
-        rowptr_t: Tensor,
-        col_t: Tensor,
-        value_t: Tensor,
-    ) -> Tensor:
-        ctx.save_for_backward(rowptr, col, value, rowptr_t, col_t, value_t)
-        return _KERNELS[backend(x.device)](rowptr, col, value, x)
+# A custom operator, so that `torch.compile` sees one opaque node and needs no graph
+# break, whatever kernel runs inside.
+@torch.library.custom_op(
+    'torch_geometric_unlearn::spmm',
+    mutates_args=(),
+    schema='(Tensor x, Tensor rowptr, Tensor col, Tensor value, '
+    'Tensor rowptr_t, Tensor col_t, Tensor value_t) -> Tensor',
+)
+def _spmm(
+    x: Tensor,
+    rowptr: Tensor,
+    col: Tensor,
+    value: Tensor,
+    rowptr_t: Tensor,
+    col_t: Tensor,
+    value_t: Tensor,
+) -> Tensor:
+    return _KERNELS[backend(x.device)](rowptr, col, value, x)
 
-    @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> Any:
-        rowptr, col, value, rowptr_t, col_t, value_t = ctx.saved_tensors
-        grad = _SpMM.apply(
-            grad_out.contiguous(), rowptr_t, col_t, value_t, rowptr, col, value
-        )
-        return (grad, *[None] * 6)
+
+@_spmm.register_fake
+def _(x: Tensor, rowptr: Tensor, *args: Tensor) -> Tensor:
+    return x.new_empty(rowptr.size(0) - 1, x.size(1))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[1:])
+
+
+def _backward(ctx: Any, grad_out: Tensor) -> Any:
+    rowptr, col, value, rowptr_t, col_t, value_t = ctx.saved_tensors
+    grad = _spmm(grad_out.contiguous(), rowptr_t, col_t, value_t, rowptr, col, value)
+    return (grad, *[None] * 6)
+
+
+_spmm.register_autograd(_backward, setup_context=_setup_context)
 
 
 def spmm(operator: SparseOperator, x: Tensor) -> Tensor:
@@ -127,7 +159,7 @@ def spmm(operator: SparseOperator, x: Tensor) -> Tensor:
             f"'x' must have shape [{operator.size[0]}, H] for {operator} "
             f'(got {list(x.shape)})'
         )
-    out = _SpMM.apply(
+    out = _spmm(
         x.to(operator.value.dtype).contiguous(),
         operator.rowptr,
         operator.col,

@@ -91,9 +91,8 @@ def _check_loss(model: Any, graph: Any, data: HeteroData) -> None:
     model.eval()
     loss = model.loss(graph, batch)
     model.train(training)
-    assert loss.dim() == 0 and torch.isfinite(loss), (
-        f'The loss must be a finite scalar (got {loss})'
-    )
+    assert loss.dim() == 0, f'The loss must be a scalar (got {list(loss.shape)})'
+    assert torch.isfinite(loss), f'The loss must be finite (got {loss})'
     trained = [p for p in model.parameters() if p.requires_grad]
     grads = torch.autograd.grad(loss, trained, allow_unused=True)
     found = [grad for grad in grads if grad is not None]

@@ -42,7 +42,8 @@ class TRU(ReverseRepair):
 
     with Adam's direction :math:`P`; the scale acts on the step, since Adam divides out
     any factor on a gradient. Fusion modules :math:`F` outside of the mask move by the
-    gate term alone.
+    gate term alone; a model without a fusion branch uses its last module instead
+    (:obj:`gate_modules` in the history).
 
     The paper fixes what the interventions do and their order. Ours, because it prints
     no equations: all formulas, deletion in the data layer first, Adam with separate
@@ -222,8 +223,10 @@ class TRU(ReverseRepair):
                 )
             return total
 
-        forget_grads = measure(work.forget_loader, reverse_bpr_loss)
         log: dict[str, Any] = {}
+        forget_grads: dict[str, Tensor] = {}
+        if self.scaling or self.isolation:
+            forget_grads = measure(work.forget_loader, reverse_bpr_loss)
         if self.scaling:
             retain_grads = measure(work.retain_loader, bpr_loss)
             forget_energy = branch_energy(forget_grads, state.branches)
@@ -245,6 +248,10 @@ class TRU(ReverseRepair):
             )
             log['sensitivity'] = {m.name: m.sensitivity for m in state.modules}
         log['mask'] = {m.name: m.selected for m in state.modules}
+        if self.gate:
+            log['gate_modules'] = [
+                m.name for m in state.modules if set(m.parameters) & set(state.fusion)
+            ]
         log |= _shares(state.modules, work.model)
         return log
 

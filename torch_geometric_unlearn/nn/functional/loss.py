@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from torch_geometric_unlearn.utils.check import check_choice
+
 
 def bpr_loss(pos_score: Tensor, neg_score: Tensor) -> Tensor:
     r"""The Bayesian personalised ranking loss from the `"BPR"
@@ -46,7 +48,11 @@ def reverse_bpr_loss(
             (default: :obj:`'swap'`)
         weight (torch.Tensor, optional): Weights :obj:`[B]` inside the mean.
             (default: :obj:`None`)
+
+    Raises:
+        ValueError: If :obj:`form` is unknown.
     """
+    check_choice(form, 'form', ('swap', 'negate'))
     x = pos_score - neg_score
     loss = F.softplus(x) if form == 'swap' else -F.softplus(-x)
     return loss.mean() if weight is None else (weight * loss).mean()

@@ -1,0 +1,136 @@
+import pytest
+import torch
+from torch_geometric.nn.conv.gcn_conv import gcn_norm
+from torch_geometric.testing import withCUDA
+
+from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.ops import (
+    SparseOperator,
+    bipartite_operators,
+    spmm,
+    target_degree_operator,
+)
+
+
+def to_dense(operator):
+    r"""The operator as a float64 matrix (target, source), read from its edges."""
+    matrix = torch.zeros(operator.size[1], operator.size[0], dtype=torch.float64)
+    edges = operator.edge_index.t().tolist()
+    for (source, target), value in zip(edges, operator.edge_weight.tolist()):
+        matrix[target, source] += value
+    return matrix
+
+
+def test_sparse_operator():
+    edge_index = torch.tensor([[3, 0, 2, 0], [1, 1, 0, 0]])
+    operator = SparseOperator(edge_index, torch.tensor([1.0, 2.0, 3.0, 4.0]), (4, 2))
+    assert str(operator) == (
+        'SparseOperator(size=(4, 2), num_entries=4, is_symmetric=False)'
+    )
+    assert operator.edge_index.tolist() == [[2, 0, 3, 0], [0, 0, 1, 1]]
+    assert operator.edge_weight.tolist() == [3, 4, 1, 2]
+    assert operator.rowptr.tolist() == [0, 2, 4]
+    assert operator.rowptr_t.tolist() == [0, 2, 2, 3, 4]
+    assert operator.col_t.tolist() == [1, 0, 0, 1]
+    assert operator.value_t.tolist() == [2, 4, 3, 1]
+    assert operator.col.dtype == operator.rowptr_t.dtype == torch.int32
+
+
+@withCUDA
+def test_to(device):
+    edge_index = torch.tensor([[0, 1, 1], [1, 0, 2]])
+    operator = SparseOperator(edge_index, torch.rand(3), (3, 3))
+    out = operator.to(device).to(torch.float64)
+    assert out.value.device == out.col_t.device == device
+    assert out.value.dtype == out.value_t.dtype == torch.float64
+    assert out.col.dtype == torch.int32
+    assert operator.value.dtype == torch.float32
+    assert torch.equal(out.edge_index.cpu(), operator.edge_index)
+    both, _ = bipartite_operators(edge_index.to(device), 2, 3)
+    assert both.to('cpu').value_t is not None
+    assert both.to('cpu').is_symmetric
+
+
+@pytest.mark.parametrize(
+    ('shape', 'num_weights', 'size', 'is_symmetric', 'match'),
+    [
+        ((3, 2), 2, (4, 4), False, r"'edge_index' must have shape \[2, E\] \(got"),
+        ((4,), 4, (4, 4), False, r"'edge_index' must have shape \[2, E\] \(got \[4\]"),
+        ((2, 3), 2, (4, 4), False, r"'edge_weight' must have shape \[3\] \(got \[2\]"),
+        ((2, 3), 3, (4, 5), True, r'operator must be square \(got size \(4, 5\)\)'),
+    ],
+)
+def test_bad_input(shape, num_weights, size, is_symmetric, match):
+    edge_index = torch.zeros(shape, dtype=torch.long)
+    with pytest.raises(ValueError, match=match):
+        SparseOperator(edge_index, torch.ones(num_weights), size, is_symmetric)
+
+
+@pytest.mark.parametrize('kind', ['synthetic', 'isolated', 'single', 'empty'])
+def test_bipartite_operators(data, kind):
+    sizes = {'synthetic': (100, 60), 'isolated': (120, 80)}
+    num_users, num_items = sizes.get(kind, (3, 2))
+    edge_index = data[schema.EDGE_TYPE].edge_index
+    if kind == 'single':
+        edge_index = torch.tensor([[1], [1]])
+    if kind == 'empty':
+        edge_index = edge_index[:, :0]
+    both, item_to_user = bipartite_operators(edge_index, num_users, num_items)
+
+    num_nodes = num_users + num_items
+    adj = torch.zeros(num_nodes, num_nodes, dtype=torch.float64)
+    for user, item in edge_index.t().tolist():
+        adj[user, num_users + item] = adj[num_users + item, user] = 1
+    deg = adj.sum(dim=1)
+    inv_sqrt = torch.where(deg > 0, deg.pow(-0.5), 0.0)
+    expected = inv_sqrt.view(-1, 1) * adj * inv_sqrt
+    assert both.size == (num_nodes, num_nodes)
+    assert both.is_symmetric
+    assert torch.allclose(to_dense(both), expected, atol=1e-7)
+    assert item_to_user.size == (num_items, num_users)
+    block = expected[:num_users, num_users:]
+    assert torch.allclose(to_dense(item_to_user), block, atol=1e-7)
+
+    shifted = edge_index + torch.tensor([[0], [num_users]])
+    undirected = torch.cat([shifted, shifted.flip(0)], dim=1)
+    index, weight = gcn_norm(undirected, None, num_nodes, add_self_loops=False)
+    pyg = torch.zeros(num_nodes, num_nodes).index_put_((index[1], index[0]), weight)
+    assert torch.allclose(to_dense(both).float(), pyg, atol=1e-7)
+    assert item_to_user.value.isfinite().all()
+
+
+@pytest.mark.parametrize('is_square_block', [False, True])
+def test_symmetric_gradient(data, is_square_block):
+    both, item_to_user = bipartite_operators(data[schema.EDGE_TYPE].edge_index, 100, 60)
+    operator = item_to_user if is_square_block else both
+    x = torch.randn(operator.size[0], 3, requires_grad=True)
+    weight = torch.randn(operator.size[1], 3)
+    spmm(operator, x).backward(weight)
+    expected = to_dense(operator).t() @ weight.double()
+    assert torch.allclose(x.grad.double(), expected, atol=1e-6)
+
+
+def test_target_degree_operator():
+    gen = torch.Generator().manual_seed(0)
+    edge_index = torch.randint(12, (2, 40), generator=gen).unique(dim=1)
+    edge_weight = torch.rand(edge_index.size(1), generator=gen)
+    num_nodes = 14  # The last two have no edge.
+    operator = target_degree_operator(edge_index, edge_weight, num_nodes)
+    index, weight = gcn_norm(edge_index, edge_weight, num_nodes, add_self_loops=False)
+    pyg = torch.zeros(num_nodes, num_nodes).index_put_((index[1], index[0]), weight)
+    dense = to_dense(operator)
+    assert torch.allclose(dense.float(), pyg, atol=1e-6)
+
+    matrix = torch.zeros(num_nodes, num_nodes, dtype=torch.float64)
+    matrix[edge_index[1], edge_index[0]] = edge_weight.double()
+    deg = matrix.sum(dim=1)
+    inv_sqrt = torch.where(deg > 0, deg.pow(-0.5), 0.0)
+    assert torch.allclose(dense, inv_sqrt.view(-1, 1) * matrix * inv_sqrt, atol=1e-6)
+    assert not torch.allclose(dense, dense.t())
+
+
+def test_target_degree_operator_without_positive_degree():
+    edge_index = torch.tensor([[0, 1, 2], [1, 2, 0]])
+    weight = torch.tensor([0.0, -1.0, 4.0])
+    operator = target_degree_operator(edge_index, weight, 3)
+    assert operator.edge_weight.tolist() == [0, 0, 0]

@@ -1,0 +1,197 @@
+import pytest
+import torch
+from torch_geometric.testing import onlyLinux, withCUDA, withPackage
+
+from torch_geometric_unlearn.ops import (
+    SparseOperator,
+    backend,
+    backends,
+    spmm,
+    use_backend,
+)
+from torch_geometric_unlearn.ops._reference import dense_spmm
+
+
+def make_edges(num_edges, num_source, num_target, seed=0):
+    gen = torch.Generator().manual_seed(seed)
+    source = torch.randint(num_source, (num_edges,), generator=gen)
+    target = torch.randint(num_target, (num_edges,), generator=gen)
+    return torch.stack([source, target])
+
+
+def skewed_edges():
+    hub = torch.stack([torch.arange(400), torch.zeros(400, dtype=torch.long)])
+    return torch.cat([hub, make_edges(50, 400, 300)], dim=1)
+
+
+# Edges with repetitions, number of source nodes, number of target nodes.
+GRAPHS = {
+    'empty': (make_edges(0, 4, 4), 4, 4),
+    'no_nodes': (make_edges(0, 1, 1), 0, 0),
+    'single': (torch.tensor([[2], [1]]), 4, 4),
+    'skewed': (skewed_edges(), 400, 300),
+    'isolated': (make_edges(30, 5, 5), 50, 50),
+    'wide': (make_edges(200, 60, 7), 60, 7),
+    'tall': (make_edges(200, 7, 60), 7, 60),
+    'one_target': (make_edges(20, 30, 1), 30, 1),
+}
+
+
+def make_operator(name, dtype=torch.float32):
+    edge_index, num_source, num_target = GRAPHS[name]
+    gen = torch.Generator().manual_seed(1)
+    weight = torch.randn(edge_index.size(1), generator=gen, dtype=torch.float64)
+    return SparseOperator(edge_index, weight.to(dtype), (num_source, num_target))
+
+
+def dense_matrix(name):
+    r"""The matrix from the raw edges, one entry after the other."""
+    edge_index, num_source, num_target = GRAPHS[name]
+    gen = torch.Generator().manual_seed(1)
+    weight = torch.randn(edge_index.size(1), generator=gen, dtype=torch.float64)
+    matrix = torch.zeros(num_target, num_source, dtype=torch.float64)
+    for (source, target), value in zip(edge_index.t().tolist(), weight.tolist()):
+        matrix[target, source] += value
+    return matrix
+
+
+@withCUDA
+@pytest.mark.parametrize('name', GRAPHS)
+@pytest.mark.parametrize('kernel', backends())
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_kernels_against_dense(device, name, kernel, dtype):
+    atol = 2e-5 if dtype == torch.float32 else 1e-12
+    matrix = dense_matrix(name)
+    operator = make_operator(name, dtype).to(device)
+    gen = torch.Generator().manual_seed(2)
+    x64 = torch.randn(operator.size[0], 6, dtype=torch.float64, generator=gen)
+    x64.requires_grad_()
+    weight = torch.randn(operator.size[1], 6, dtype=torch.float64, generator=gen)
+    (matrix @ x64).mul(weight).sum().backward()
+
+    x = x64.detach().to(device, dtype).requires_grad_()
+    with use_backend(kernel):
+        out = spmm(operator, x)
+        (out * weight.to(device, dtype)).sum().backward()
+    assert out.dtype == dtype
+    assert torch.allclose(out.double().cpu(), matrix @ x64, atol=atol)
+    assert torch.allclose(x.grad.double().cpu(), x64.grad, atol=atol)
+    reference = dense_spmm(operator, x).cpu()
+    assert torch.allclose(reference, matrix @ x64, atol=atol)
+
+
+@withCUDA
+@onlyLinux
+@pytest.mark.parametrize('kernel', backends())
+@pytest.mark.parametrize('is_symmetric', [True, False])
+def test_compiles_without_graph_breaks(device, kernel, is_symmetric):
+    edge_index = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])
+    weight = torch.tensor([0.5, 0.5, 2.0, 2.0])
+    operator = SparseOperator(edge_index, weight, (3, 3), is_symmetric).to(device)
+    x = torch.randn(3, 2, device=device, requires_grad=True)
+    torch._dynamo.reset()
+
+    @torch.compile(fullgraph=True, backend='aot_eager')
+    def fn(x):
+        return spmm(operator, x).tanh()
+
+    with use_backend(kernel):
+        out = fn(x)
+        (grad,) = torch.autograd.grad(out.sum(), x)
+        expected = spmm(operator, x).tanh()
+        (expected_grad,) = torch.autograd.grad(expected.sum(), x)
+    assert torch.allclose(out, expected)
+    assert torch.allclose(grad, expected_grad)
+
+
+def test_custom_operator():
+    operator = make_operator('wide', torch.float64)
+    x = torch.randn(60, 2, dtype=torch.float64, requires_grad=True)
+    names = ('rowptr', 'col', 'value', 'rowptr_t', 'col_t', 'value_t')
+    args = [getattr(operator, name) for name in names]
+    torch.library.opcheck(torch.ops.torch_geometric_unlearn.spmm.default, (x, *args))
+
+
+@pytest.mark.parametrize('kernel', backends())
+def test_derivatives(kernel):
+    edge_index = torch.tensor([[0, 0, 1, 2, 2], [1, 2, 0, 1, 1]])
+    weight = torch.tensor([0.5, -1.0, 2.0, 0.3, 0.1], dtype=torch.float64)
+    operator = SparseOperator(edge_index, weight, (3, 4))
+    x = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+
+    def fn(x):
+        with use_backend(kernel):
+            return spmm(operator, x).tanh()
+
+    with use_backend(kernel):
+        assert torch.autograd.gradcheck(fn, (x,))
+        assert torch.autograd.gradgradcheck(fn, (x,))
+
+
+@pytest.mark.parametrize('kernel', backends())
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_half_inputs_accumulate_in_float32(kernel, dtype):
+    # A sum of 400 ones: bfloat16 could count no further than 256.
+    source = torch.arange(400)
+    edge_index = torch.stack([source, torch.zeros_like(source)])
+    operator = SparseOperator(edge_index, torch.ones(400), (400, 1))
+    x = torch.ones(400, 1, dtype=dtype, requires_grad=True)
+    with use_backend(kernel):
+        out = spmm(operator, x)
+    assert out.dtype == dtype
+    assert out.item() == 400
+    out.backward(torch.full_like(out, 3))
+    assert x.grad.dtype == dtype
+    assert torch.equal(x.grad, torch.full_like(x, 3))
+
+
+@pytest.mark.parametrize('kernel', backends())
+def test_non_contiguous_input(kernel):
+    operator = make_operator('wide')
+    x = torch.randn(3, 60).t().requires_grad_()
+    with use_backend(kernel):
+        out = spmm(operator, x)
+        (grad,) = torch.autograd.grad(out, x, torch.randn(3, 7).t())
+    expected = dense_matrix('wide') @ x.double()
+    assert torch.allclose(out.double(), expected, atol=1e-5)
+    assert grad.shape == x.shape
+
+
+@pytest.mark.parametrize('shape', [(59, 4), (7, 4), (60,), (1, 60, 4)])
+def test_wrong_shapes(shape):
+    match = r"'x' must have shape \[60, H\] for SparseOperator\(size=\(60, 7\)"
+    with pytest.raises(ValueError, match=match):
+        spmm(make_operator('wide'), torch.randn(shape))
+
+
+def test_use_backend():
+    assert backend() == 'embedding_bag'
+    assert backend('cuda') == 'torch_csr'
+    with use_backend('gather_scatter'):
+        assert backend() == 'gather_scatter'
+        with use_backend('torch_csr'):
+            assert backend() == 'torch_csr'
+        assert backend('cuda') == 'gather_scatter'
+    with pytest.raises(RuntimeError, match='inside'), use_backend('torch_csr'):
+        raise RuntimeError('inside')
+    assert backend() == 'embedding_bag'
+
+
+def test_unknown_backend():
+    match = r"'name' must be one of \('embedding_bag', .*\) \(got 'cusparse'\)"
+    with pytest.raises(ValueError, match=match), use_backend('cusparse'):
+        pass
+
+
+@pytest.mark.usefixtures('without_extensions')
+def test_missing_torch_sparse():
+    assert 'torch_sparse' not in backends()
+    match = 'pip install --no-build-isolation torch-scatter torch-sparse'
+    with pytest.raises(ImportError, match=match), use_backend('torch_sparse'):
+        pass
+    assert backend() == 'embedding_bag'
+
+
+@withPackage('torch_sparse')
+def test_torch_sparse_is_listed():
+    assert 'torch_sparse' in backends()

@@ -1,0 +1,235 @@
+import math
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.loader import TripletLoader
+from torch_geometric_unlearn.metrics import evaluate_split
+from torch_geometric_unlearn.nn import MGCN
+from torch_geometric_unlearn.train import fit, load_model
+from torch_geometric_unlearn.transforms import DropForgotten, ForgetUsers
+from torch_geometric_unlearn.utils.seed import isolated_seed
+
+
+def build(data, **kwargs):
+    with isolated_seed(1):
+        return MGCN.from_data(data, hidden_channels=8, **kwargs)
+
+
+def test_fit_equals_a_plain_loop(data):
+    model, expected = build(data), build(data)
+    result = fit(model, data, num_epochs=3, batch_size=128, lr_decay=0.5, patience=5)
+
+    graph = expected.build_graph(data)
+    pairs = data[schema.EDGE_TYPE].edge_index
+    loader = TripletLoader(pairs, schema.num_items(data), 128, seed=999)
+    optimizer = torch.optim.Adam(expected.parameters(), lr=1e-3)
+    best, best_state = -1.0, None
+    for epoch in range(3):
+        optimizer.param_groups[0]['lr'] = 1e-3 * 0.5 ** (epoch / 50)
+        total = 0.0
+        for batch in loader:
+            optimizer.zero_grad()
+            loss = expected.loss(graph, batch)
+            loss.backward()
+            optimizer.step()
+            total += loss.item()
+        assert result.history[epoch]['loss'] == pytest.approx(total, rel=1e-4)
+        recall = evaluate_split(expected, data, 'val')['recall@20']
+        assert result.history[epoch]['recall@20'] == pytest.approx(recall, abs=1e-6)
+        if round(recall, 4) > round(best, 4):
+            best, best_state = recall, {
+                k: v.clone() for k, v in expected.state_dict().items()
+            }
+    for name, value in model.state_dict().items():
+        assert torch.allclose(value, best_state[name], atol=1e-5), name
+    assert result.best_metric == pytest.approx(best, abs=1e-6)
+
+
+def test_early_stopping_and_best_epoch(data):
+    metrics = []
+    result = fit(
+        build(data),
+        data,
+        num_epochs=50,
+        patience=2,
+        lr=1e-12,
+        callbacks=[lambda model, row: metrics.append(row['recall@20'])],
+    )
+    # Nothing moves at this rate, so epoch 0 stays the best one.
+    assert result.best_epoch == 0
+    assert len(result.history) == len(metrics) == 4
+    assert result.seconds > 0
+    assert result.peak_memory > 0
+
+
+def test_callback_stops(data):
+    result = fit(build(data), data, callbacks=[lambda model, row: row['epoch'] == 1])
+    assert len(result.history) == 2
+
+
+def test_without_validation_split_all_epochs_run(data):
+    del data.val_edge_label_index
+    result = fit(build(data), data, num_epochs=3, patience=0)
+    assert len(result.history) == 3
+    assert result.best_epoch == 2
+    assert math.isnan(result.best_metric)
+
+
+def test_marked_interactions_are_not_used(data):
+    marked = ForgetUsers([3, 5])(data)
+    a, b = build(data), build(data)
+    fit(a, marked, num_epochs=2, patience=5)
+    dropped = DropForgotten()(marked)
+    dropped.val_edge_label_index = data.val_edge_label_index
+    fit(b, dropped, num_epochs=2, patience=5)
+    for x, y in zip(a.parameters(), b.parameters()):
+        assert torch.equal(x, y)
+
+
+def test_global_generator_is_left_alone_and_seed_decides(data):
+    state = torch.get_rng_state()
+    models = []
+    for seed in (3, 3, 4):
+        models.append(build(data))
+        fit(models[-1], data, num_epochs=1, seed=seed)
+    assert torch.equal(state, torch.get_rng_state())
+    first, second, third = (m.user_embedding.weight for m in models)
+    assert torch.equal(first, second)
+    assert not torch.equal(first, third)
+
+
+def test_autocast_stays_close(data):
+    a, b = build(data), build(data)
+    x = fit(a, data, num_epochs=1, autocast=False).history[0]['loss']
+    y = fit(b, data, num_epochs=1, autocast=True).history[0]['loss']
+    assert x == pytest.approx(y, rel=2e-2)
+
+
+def test_frozen_features_stay(data):
+    model = build(data, train_features=False)
+    fit(model, data, num_epochs=1)
+    assert torch.equal(model.features['image'].weight, data['item'].x_image)
+
+
+def test_resume_equals_uninterrupted_run(data, tmp_path):
+    expected, model = build(data), build(data)
+    whole = fit(expected, data, num_epochs=6, patience=10, batch_size=128)
+    path = tmp_path / 'run.safetensors'
+    fit(model, data, num_epochs=3, patience=10, batch_size=128, checkpoint=path)
+
+    model = build(data)
+    with torch.no_grad():  # The checkpoint must bring everything back.
+        for parameter in model.parameters():
+            parameter.add_(1)
+    result = fit(
+        model,
+        data,
+        num_epochs=6,
+        patience=10,
+        batch_size=128,
+        checkpoint=path,
+        resume=True,
+    )
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, expected.state_dict()[name]), name
+    assert [row['loss'] for row in result.history] == [
+        row['loss'] for row in whole.history
+    ]
+    assert result.best_epoch == whole.best_epoch
+
+
+SCRIPT = '''
+import sys, time
+from torch_geometric_unlearn.datasets import SyntheticMultimodal
+from torch_geometric_unlearn.nn import MGCN
+from torch_geometric_unlearn.train import fit, save_model
+from torch_geometric_unlearn.utils.seed import isolated_seed
+data = SyntheticMultimodal('tiny')[0]
+with isolated_seed(1):
+    model = MGCN.from_data(data, hidden_channels=8)
+def wait(model, row):
+    print('epoch', flush=True)
+    time.sleep(float(sys.argv[2]))
+fit(model, data, num_epochs=6, patience=10, checkpoint=sys.argv[1], resume=True,
+    callbacks=[wait])
+save_model(model, sys.argv[3])
+'''
+
+
+def test_kill_and_resume(data, tmp_path):
+    checkpoint, done = tmp_path / 'run.safetensors', tmp_path / 'done.safetensors'
+    command = [sys.executable, '-c', SCRIPT, str(checkpoint)]
+    env = os.environ | {'OMP_NUM_THREADS': '1'}
+    with subprocess.Popen(
+        [*command, '0.2', str(done)], stdout=subprocess.PIPE, env=env
+    ) as process:
+        for _ in range(3):
+            process.stdout.readline()
+        time.sleep(0.05)
+        process.kill()
+    assert checkpoint.exists()
+    assert not done.exists()
+    subprocess.run([*command, '0', str(done)], check=True, env=env)
+
+    expected, model = build(data), build(data)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    fit(expected, data, num_epochs=6, patience=10)
+    torch.set_num_threads(threads)
+    load_model(model, done)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, expected.state_dict()[name]), name
+
+
+def test_bad_arguments(data, tmp_path):
+    model = build(data)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    cases = [
+        ({'num_epochs': 0}, "'num_epochs' must be at least 1"),
+        ({'lr': -1.0}, "'lr' must be a finite number"),
+        ({'lr_decay': 2.0}, "'lr_decay' must be a finite number"),
+        ({'patience': -1}, "'patience' must be at least 0"),
+        ({'metric': 'auc'}, "'metric' must be 'recall@K' or 'ndcg@K'"),
+        ({'batch_size': 0}, "'batch_size' must be at least 1"),
+        ({'seed': -1}, "'seed' must be an integer"),
+    ]
+    for kwargs, message in cases:
+        with pytest.raises(ValueError, match=message):
+            fit(model, data, **kwargs)
+    with pytest.raises(TypeError, match=r'num_epoch'):
+        fit(model, data, num_epoch=3)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_bad_checkpoints(data, tmp_path):
+    path = tmp_path / 'run.safetensors'
+    fit(build(data), data, num_epochs=1, checkpoint=path)
+    with pytest.raises(FileExistsError, match=r'Pass resume=True to go on from it'):
+        fit(build(data), data, num_epochs=2, checkpoint=path)
+    with pytest.raises(ValueError, match=r'other settings or data .lr: 0.001 in the'):
+        fit(build(data), data, num_epochs=2, lr=0.1, checkpoint=path, resume=True)
+    with isolated_seed(1):
+        other = MGCN.from_data(data, hidden_channels=16)
+    with pytest.raises(ValueError, match=r'checkpoint of another model'):
+        fit(other, data, num_epochs=2, checkpoint=path, resume=True)
+    dropped = DropForgotten()(ForgetUsers([1])(data))
+    with pytest.raises(ValueError, match=r'other settings or data .data:'):
+        fit(build(data), dropped, num_epochs=2, checkpoint=path, resume=True)
+
+
+def test_diverging_loss_is_reported(data):
+    with pytest.raises(FloatingPointError, match=r'no longer finite in epoch'):
+        fit(build(data), data, num_epochs=20, lr=1e30)
+
+
+def test_other_metric(data):
+    result = fit(build(data), data, num_epochs=1, metric='ndcg@5')
+    assert 'ndcg@5' in result.history[0]
+    assert 'recall@20' not in result.history[0]

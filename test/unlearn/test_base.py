@@ -1,0 +1,115 @@
+import copy
+
+import pytest
+import torch
+
+from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.nn import MGCN
+from torch_geometric_unlearn.testing import check_unlearner
+from torch_geometric_unlearn.transforms import (
+    DropForgotten,
+    ForgetInteractions,
+    ForgetItems,
+    ForgetUsers,
+)
+from torch_geometric_unlearn.unlearn import TRU, EdgeDrop, MMRecUn, Retrain, RowReset
+
+UNLEARNERS = {
+    'edge_drop': EdgeDrop(),
+    'row_reset': RowReset(),
+    'retrain': Retrain(lambda data: MGCN.from_data(data, hidden_channels=16)),
+    'mmrecun': MMRecUn(num_epochs=2, batch_size=128),
+    'mmrecun_joint': MMRecUn(schedule='joint', num_epochs=2, row_reset=True),
+    'tru': TRU(num_epochs=2, batch_size=128),
+    'tru_plain': TRU(gate=False, scaling=False, isolation=False, num_epochs=1),
+}
+UNLEARNERS['retrain'].kwargs = {'num_epochs': 2}
+REQUESTS = {
+    'user': ForgetUsers([3, 17]),
+    'item': ForgetItems([3, 17]),
+    'interaction': ForgetInteractions(ratio=0.05),
+}
+
+
+@pytest.mark.parametrize('regime', REQUESTS)
+@pytest.mark.parametrize('name', UNLEARNERS)
+def test_contract(name, regime, data, trained):
+    store = data[schema.EDGE_TYPE]
+    store.time = torch.arange(store.edge_index.size(1))
+    reverse = data[schema.REV_EDGE_TYPE]
+    reverse.edge_index, reverse.time = store.edge_index.flip(0), store.time
+    result = check_unlearner(UNLEARNERS[name], trained, REQUESTS[regime](data))
+    after = result.data[schema.EDGE_TYPE]
+    assert torch.equal(store.edge_index[:, after.time], after.edge_index)
+
+
+def test_mixed_request(data, trained):
+    marked = ForgetItems([5])(ForgetUsers([3])(data))
+    assert marked.forget_level == 'mixed'
+    result = check_unlearner(TRU(num_epochs=1), trained, marked)
+    edge_index = result.data[schema.EDGE_TYPE].edge_index
+    assert not (edge_index[0] == 3).any()
+    assert not (edge_index[1] == 5).any()
+
+
+def test_deleted_twice(data, trained):
+    first = EdgeDrop()(trained, ForgetUsers([3])(data))
+    again = ForgetUsers([3])(first.data)
+    assert not again[schema.EDGE_TYPE].forget_mask.any()
+    result = TRU()(first.model, again)
+    assert result.history == []
+    assert max(result.touched.values()) == 0
+    assert result.data[schema.EDGE_TYPE].num_edges == (
+        first.data[schema.EDGE_TYPE].num_edges
+    )
+
+
+def test_shift_and_touched_by_hand(data, trained):
+    result = RowReset()(trained, ForgetUsers([3, 17])(data))
+    name = 'user_embedding.weight'
+    old, new = trained.user_embedding.weight, result.model.user_embedding.weight
+    assert result.touched[name] == pytest.approx(2 / 100)
+    assert result.shift[name] == pytest.approx(
+        float((new - old).detach().norm() / old.detach().norm())
+    )
+    assert sum(result.touched.values()) == pytest.approx(2 / 100)
+
+
+def test_refuses_other_sizes_and_foreign_models(data, trained):
+    other = copy.copy(data)
+    other['user'].num_nodes = 101
+    with pytest.raises(ValueError, match=r'100 users and 60 items, but the data has 101'):
+        TRU()(trained, ForgetUsers([3])(other))
+    with pytest.raises(ValueError, match=r"'Linear' lacks .'build_graph'"):
+        EdgeDrop()(torch.nn.Linear(2, 2), ForgetUsers([3])(data))
+
+
+@pytest.mark.parametrize('unlearner', [EdgeDrop(), TRU(), MMRecUn()])
+def test_refuses_a_bad_mask(unlearner, data, trained):
+    num_edges = data[schema.EDGE_TYPE].num_edges
+    for mask, error, message in [
+        (torch.zeros(3, dtype=torch.bool), ValueError, "'forget_mask' must have shape"),
+        (torch.zeros(num_edges), TypeError, "'forget_mask' must be a bool tensor"),
+        (torch.ones(num_edges, dtype=torch.bool), ValueError, 'deletes every training'),
+    ]:
+        bad = copy.copy(data)
+        bad[schema.EDGE_TYPE].forget_mask = mask
+        with pytest.raises(error, match=message):
+            unlearner(trained, bad)
+
+
+def test_edge_drop_changes_nothing_but_edges(data, trained):
+    marked = ForgetUsers([3])(data)
+    result = EdgeDrop()(trained, marked)
+    assert max(result.touched.values()) == 0
+    expected = DropForgotten()(marked)
+    assert torch.equal(
+        result.data[schema.EDGE_TYPE].edge_index,
+        expected[schema.EDGE_TYPE].edge_index,
+    )
+
+
+def test_repr_names_the_settings():
+    assert repr(EdgeDrop(seed=3)) == 'EdgeDrop(seed=3)'
+    assert "form='negate'" in repr(MMRecUn(form='negate'))
+    assert 'capacity=0.5' in repr(TRU(capacity=0.5))

@@ -1,0 +1,94 @@
+import pytest
+import torch
+
+from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.metrics import embed, evaluate_split
+from torch_geometric_unlearn.transforms import DropForgotten, ForgetItems, ForgetUsers
+from torch_geometric_unlearn.unlearn import selection
+from torch_geometric_unlearn.unlearn.selection import (
+    ForgetTarget,
+    Selector,
+    popularity_matched_pairs,
+)
+
+
+def share_in_top(model, graph, pairs, known, k):
+    user_emb, item_emb = embed(model, graph)
+    known = set(map(tuple, known.t().tolist()))
+    hits = 0
+    for u, i in pairs.t().tolist():
+        scores = (user_emb[u] @ item_emb.t()).tolist()
+        above = [
+            j
+            for j, s in enumerate(scores)
+            if j != i and (u, j) not in known and (s > scores[i])
+        ]
+        hits += len(above) < k
+    return hits / pairs.size(1)
+
+
+@pytest.mark.parametrize(('transform', 'row'), [(ForgetUsers, 0), (ForgetItems, 1)])
+def test_levels_by_brute_force(transform, row, data, trained, monkeypatch):
+    monkeypatch.setattr(selection, 'MIN_REFERENCE', 1)
+    marked = transform(list(range(10)))(data)
+    retained = DropForgotten()(marked)
+    graph = trained.build_graph(retained)
+    out = ForgetTarget(marked, retained, k=5).measure(trained, graph)
+
+    forgotten = schema.forgotten_edge_index(marked)
+    train = data[schema.EDGE_TYPE].edge_index
+    val = data.val_edge_label_index
+    known = torch.cat([train, val], dim=1)
+    reference = val[:, torch.isin(val[row], torch.arange(10))]
+    level = share_in_top(trained, graph, forgotten, known, 5)
+    assert out['forget_level'] == pytest.approx(level, abs=1e-6)
+    level = share_in_top(trained, graph, reference, known, 5)
+    assert out['reference_level'] == pytest.approx(level, abs=1e-6)
+    if row == 0:
+        ndcg = evaluate_split(trained, retained, 'val', graph, ks=(5,))['ndcg@5']
+        assert out['retain_val_ndcg@5'] == pytest.approx(ndcg)
+
+
+def test_few_validation_pairs_are_replaced(data):
+    marked = ForgetUsers([3])(data)
+    target = ForgetTarget(marked, DropForgotten()(marked))
+    codes = schema.pair_codes(target.reference, 60)
+    assert not torch.isin(codes, schema.pair_codes(target.known, 60)).any()
+    assert (target.reference[0] == 3).all()
+
+
+def test_popularity_matched_pairs():
+    torch.manual_seed(0)
+    train_items = torch.arange(100).repeat_interleave(torch.arange(100))
+    pairs = torch.stack([torch.arange(100), torch.arange(100)])
+    out = popularity_matched_pairs(pairs, pairs, train_items, 100)
+    assert torch.equal(out[0], pairs[0])
+    assert (out[1] != pairs[1]).all()
+    assert torch.equal(out[1] // 10, pairs[1] // 10)
+    again = popularity_matched_pairs(pairs, pairs, train_items, 100)
+    assert torch.equal(out, again)
+    everything = torch.cartesian_prod(torch.arange(3), torch.arange(100)).t()
+    none = popularity_matched_pairs(everything[:, :2], everything, train_items, 100)
+    assert none.size(1) == 0
+
+
+def test_selector_rule():
+    model = torch.nn.Linear(1, 1)
+    selector = Selector('ndcg')
+    rows = [
+        {'target_met': 0.0, 'forget_level': 0.5, 'ndcg': 0.9},
+        {'target_met': 0.0, 'forget_level': 0.3, 'ndcg': 0.1},
+        {'target_met': 0.0, 'forget_level': 0.4, 'ndcg': 0.9},
+        {'target_met': 1.0, 'forget_level': 0.1, 'ndcg': 0.2},
+        {'target_met': 1.0, 'forget_level': 0.2, 'ndcg': 0.3},
+        {'target_met': 1.0, 'forget_level': 0.0, 'ndcg': 0.3},
+        {'target_met': 0.0, 'forget_level': 0.0, 'ndcg': 1.0},
+    ]
+    taken = []
+    for index, row in enumerate(rows):
+        with torch.no_grad():
+            model.weight.fill_(index)
+        taken.append(selector.update(model, row, index))
+    assert taken == [True, True, False, True, True, False, False]
+    assert selector.index == 4
+    assert float(selector.state['weight']) == 4
