@@ -29,12 +29,13 @@ from torch_geometric_unlearn.transforms import (
 )
 from torch_geometric_unlearn.unlearn import TRU, EdgeDrop, MMRecUn, Retrain, RowReset
 
-parser = argparse.ArgumentParser()
+parser = argparse.ArgumentParser(allow_abbrev=False)
 parser.add_argument(
     '--dataset',
     default='synthetic',
     choices=['synthetic', 'Baby', 'Sports', 'Clothing', 'TikTok'],
 )
+parser.add_argument('--size', default='small', help='of the generated data')
 parser.add_argument('--root', default='data', help='folder of the datasets')
 parser.add_argument(
     '--regime', default='user', choices=['user', 'item', 'interaction']
@@ -47,10 +48,11 @@ parser.add_argument(
     '--checkpoint', metavar='PATH', help='original model: used if there, else saved'
 )
 args = parser.parse_args()
+PATHS = ('root', 'json', 'checkpoint')  # Stay out of the results.
 
 # 1. The data, and what is to be forgotten.
 if args.dataset == 'synthetic':
-    data = SyntheticMultimodal('small', seed=args.seed)[0]
+    data = SyntheticMultimodal(args.size, seed=args.seed)[0]
 elif args.dataset == 'TikTok':
     data = TikTok(args.root)[0]
 else:
@@ -134,7 +136,7 @@ print(format_table(rows, columns))
 if args.json:
     config = vars(args) | settings | {'best_epoch': run['best_epoch']}
     config |= {name: repr(unlearner) for name, unlearner in unlearners.items()}
-    config.pop('json'), config.pop('root'), config.pop('checkpoint')
+    config = {key: config[key] for key in config if key not in PATHS}
     content = {'rows': rows, 'config': config, 'versions': versions()}
     save_json(args.json, content | {'histories': histories})
     print(f'Wrote {args.json}')

@@ -288,7 +288,7 @@ def set_reverse(value):
         (
             set_edge('forget_mask', torch.zeros(3, dtype=torch.bool)),
             ValueError,
-            r'forget_mask must have length 4.*got 3',
+            r"'forget_mask' must have shape .4.*got .3.",
         ),
         (
             set_edge('forget_mask', torch.ones(4, dtype=torch.bool)),

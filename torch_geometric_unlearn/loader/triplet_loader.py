@@ -32,8 +32,8 @@ class TripletLoader:
         seed (int, optional): Seed of order and negatives. (default: :obj:`0`)
 
     Raises:
-        ValueError: If there is no pair, or a user's known positives cover all items
-            to draw from.
+        ValueError: If there is no pair, an item id is out of range, or a user's known
+            positives cover all items to draw from.
 
     Example:
         >>> loader = TripletLoader(torch.tensor([[0, 1], [0, 1]]), num_items=2)
@@ -55,20 +55,20 @@ class TripletLoader:
         self.num_items = check_int(num_items, 'num_items', 1)
         self.batch_size = check_int(batch_size, 'batch_size', 1)
         self.edge_index = edge_index.cpu()
+        _check_items(self.edge_index[1], num_items, 'edge_index')
         known = self.edge_index if known is None else known.cpu()
+        _check_items(known[1], num_items, 'known')
         self._codes = (known[0] * num_items + known[1]).unique()
         self.generator = generator(seed)
         items = self.edge_index[1] if negative_items is None else negative_items.cpu()
         self.negative_items = items.unique()
-        if negative_items is None and self._full_users().numel() > 0:
+        _check_items(self.negative_items, num_items, 'negative_items')
+        users = self.edge_index[0].unique()
+        self._full = self._full_users()
+        if negative_items is None and torch.isin(users, self._full).any():
             self.negative_items = torch.arange(num_items)
-        full = self._full_users()
-        if full.numel() > 0:
-            raise ValueError(
-                f'{full.numel()} users (first: {int(full[0])}) already have all '
-                f'{self.negative_items.numel()} items that negatives are drawn from. '
-                f'Leave these users out, or widen the catalogue.'
-            )
+            self._full = self._full_users()
+        self._check_users(users)
 
     def __len__(self) -> int:
         return -(-self.edge_index.size(1) // self.batch_size)
@@ -83,7 +83,12 @@ class TripletLoader:
             yield Triplets(user[rows], pos_item[rows], neg_item[rows])
 
     def sample_negatives(self, user: Tensor) -> Tensor:
-        r"""Returns one negative item per entry of :obj:`user`, int64 :obj:`[B]`."""
+        r"""Returns one negative item per entry of :obj:`user`, int64 :obj:`[B]`.
+
+        Raises:
+            ValueError: If no item is left for some user.
+        """
+        self._check_users(user)
         out = self._draw(user.numel())
         pending = self._is_known(user, out).nonzero().view(-1)
         while pending.numel() > 0:
@@ -105,8 +110,27 @@ class TripletLoader:
 
     def _full_users(self) -> Tensor:
         users, items = self._codes // self.num_items, self._codes % self.num_items
-        asked = self.edge_index[0].unique()
         taken = users[torch.isin(items, self.negative_items)].bincount(
-            minlength=int(asked.max()) + 1
+            minlength=int(self.edge_index[0].max()) + 1
         )
-        return asked[taken[asked] >= self.negative_items.numel()]
+        return (taken >= self.negative_items.numel()).nonzero().view(-1)
+
+    def _check_users(self, user: Tensor) -> None:
+        if self._full.numel() == 0:
+            return
+        full = user[torch.isin(user, self._full)].unique()
+        if full.numel() > 0:
+            raise ValueError(
+                f'{full.numel()} users (first: {int(full[0])}) already have all '
+                f'{self.negative_items.numel()} items that negatives are drawn from. '
+                f'Leave these users out, or widen the catalogue.'
+            )
+
+
+def _check_items(items: Tensor, num_items: int, name: str) -> None:
+    bad = (items < 0) | (items >= num_items)
+    if bad.any():
+        raise ValueError(
+            f"'{name}' holds item ids outside [0, {num_items - 1}] "
+            f'(got {int(items[bad][0])})'
+        )

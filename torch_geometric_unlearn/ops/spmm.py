@@ -39,9 +39,9 @@ def _consume_beta_warning() -> None:
     # torch says once per process that CSR tensors are in beta; users can't act on it.
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', '.*CSR tensor support is in beta.*')
-        empty = torch.empty(0)
+        index = torch.zeros(1, dtype=torch.long)
         torch.sparse_csr_tensor(
-            torch.zeros(1), empty, empty, (0, 0), check_invariants=False
+            index, index[:0], torch.empty(0), (0, 0), check_invariants=False
         )
 
 

@@ -1,0 +1,77 @@
+import pytest
+import torch
+
+from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.nn import MGCN, Recommender, Table, Triplets
+
+
+def brute_force(model, graph, users, k, exclude):
+    user_emb, item_emb = (x.detach().double() for x in model(graph))
+    excluded = set(map(tuple, exclude.t().tolist()))
+    lists = []
+    for user in users.tolist():
+        scores = (item_emb @ user_emb[user]).tolist()
+        items = [i for i in range(len(scores)) if (user, i) not in excluded]
+        items = sorted(items, key=lambda i: (-scores[i], i))[:k]
+        lists.append(items + [-1] * (k - len(items)))
+    return lists
+
+
+@pytest.mark.parametrize('batch_size', [1, 7, 2048])
+def test_recommend(data, trained, batch_size):
+    graph = trained.build_graph(data)
+    users = torch.tensor([5, 99, 0, 5])
+    items, scores = trained.recommend(graph, users, k=15, batch_size=batch_size)
+    expected = brute_force(trained, graph, users, 15, graph.edge_index)
+    assert items.tolist() == expected
+    assert items.dtype == torch.int64
+    user_emb, item_emb = trained(graph)
+    pairs = (user_emb[users].unsqueeze(1) * item_emb[items]).sum(-1)
+    assert torch.allclose(scores, pairs, atol=1e-5)
+    assert not scores.requires_grad
+
+
+def test_recommend_with_exclude(data, trained):
+    graph = trained.build_graph(data)
+    users = torch.arange(100)
+    exclude = torch.cat([graph.edge_index, data.test_edge_label_index], dim=1)
+    items, scores = trained.recommend(graph, users, 60, exclude)
+    assert items.tolist() == brute_force(trained, graph, users, 60, exclude)
+    assert torch.equal(items == -1, scores == -torch.inf)
+    assert (items == -1).sum() == exclude.size(1)
+    everything, _ = trained.recommend(graph, users[:2], 60, exclude[:, :0])
+    assert everything.sort(dim=1)[0].tolist() == [list(range(60))] * 2
+
+
+def test_recommend_keeps_the_mode(data):
+    model = MGCN.from_data(data, hidden_channels=4)
+    graph = model.build_graph(data)
+    for mode in (True, False):
+        model.train(mode)
+        model.recommend(graph, torch.tensor([0]))
+        assert model.training is mode
+
+
+def test_recommend_more_items_than_there_are(data, trained):
+    graph = trained.build_graph(data)
+    items, scores = trained.recommend(graph, torch.tensor([4]), k=80)
+    known = data[schema.EDGE_TYPE].edge_index
+    num_left = 60 - int((known[0] == 4).sum())
+    assert items.shape == scores.shape == (1, 80)
+    assert (items[0, :num_left] >= 0).all()
+    assert (items[0, num_left:] == -1).all()
+    with pytest.raises(ValueError, match=r"'k' must be at least 1 \(got 0\)"):
+        trained.recommend(graph, torch.tensor([4]), k=0)
+
+
+def test_triplets_and_table():
+    batch = Triplets(torch.tensor([0]), torch.tensor([1]), torch.tensor([2]))
+    moved = batch.to('cpu')
+    assert isinstance(moved, Triplets)
+    assert [x.item() for x in moved] == [0, 1, 2]
+    assert Table(torch.ones(2, 1), 'user').is_raw is False
+
+
+def test_contract_is_abstract():
+    with pytest.raises(TypeError, match='abstract'):
+        Recommender()
