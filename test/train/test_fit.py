@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from torch_geometric.testing import onlyCUDA
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.loader import TripletLoader
@@ -227,6 +228,16 @@ def test_bad_checkpoints(data, tmp_path):
 def test_diverging_loss_is_reported(data):
     with pytest.raises(FloatingPointError, match=r'no longer finite in epoch'):
         fit(build(data), data, num_epochs=20, lr=1e30)
+
+
+@onlyCUDA
+def test_on_cuda(data):
+    a, b = build(data), build(data).cuda()
+    x = fit(a, data, num_epochs=3, patience=5)
+    y = fit(b, data, num_epochs=3, patience=5)
+    assert b.user_embedding.weight.is_cuda
+    for row, other in zip(x.history, y.history):
+        assert row['loss'] == pytest.approx(other['loss'], rel=1e-3)
 
 
 def test_other_metric(data):

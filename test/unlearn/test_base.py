@@ -109,6 +109,22 @@ def test_edge_drop_changes_nothing_but_edges(data, trained):
     )
 
 
+def test_mask_set_by_hand(data, trained):
+    store = data[schema.EDGE_TYPE]
+    store.forget_mask = torch.zeros(store.num_edges, dtype=torch.bool)
+    store.forget_mask[:5] = True
+    for unlearner in (TRU(num_epochs=1), MMRecUn(num_epochs=1)):
+        check_unlearner(unlearner, trained, data)
+
+
+def test_without_held_out_pairs(data, trained):
+    del data.val_edge_label_index, data.test_edge_label_index
+    result = check_unlearner(TRU(), trained, ForgetUsers([3])(data))
+    assert result.history[-1]['retain_val_ndcg@20'] != (
+        result.history[-1]['retain_val_ndcg@20']
+    )
+
+
 def test_repr_names_the_settings():
     assert repr(EdgeDrop(seed=3)) == 'EdgeDrop(seed=3)'
     assert "form='negate'" in repr(MMRecUn(form='negate'))

@@ -15,6 +15,7 @@ def test_one_step_lowers_the_margin(form, data, trained):
     graph = trained.build_graph(marked)
     pairs = schema.forgotten_edge_index(marked)
 
+    @torch.no_grad()
     def margin(model):
         user_emb, item_emb = model(graph)
         scores = user_emb[pairs[0]] @ item_emb.t()

@@ -1,7 +1,9 @@
+import copy
 import math
 
 import pytest
 import torch
+from torch_geometric.testing import onlyCUDA
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.metrics import evaluate_request
@@ -346,3 +348,16 @@ def test_bad_arguments():
             TRU(**kwargs)
     with pytest.raises(TypeError, match=r'epochs'):
         TRU(epochs=3)
+
+
+@onlyCUDA
+def test_on_cuda(data, trained):
+    marked = ForgetUsers(ratio=0.1)(data)
+    settings = {'num_epochs': 2, 'repair_batches': 2}
+    expected = TRU(**settings)(trained, marked)
+    model = copy.deepcopy(trained).cuda()
+    for request in (marked, copy.copy(marked).to('cuda')):
+        result = TRU(**settings)(model, request)
+        assert result.model.user_embedding.weight.is_cuda
+        for x, y in zip(result.model.parameters(), expected.model.parameters()):
+            assert torch.allclose(x.cpu(), y, atol=1e-3)

@@ -5,6 +5,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any
 
 import torch
@@ -147,7 +148,7 @@ class Unlearner(ABC):
         args = [
             f'{name}={getattr(self, name)!r}'
             for name in names
-            if isinstance(getattr(self, name, None), (bool, int, float, str))
+            if isinstance(getattr(self, name, ...), (bool, int, float, str, NoneType))
         ]
         return f'{self.__class__.__name__}({", ".join(args)})'
 

@@ -74,14 +74,9 @@ class MMRecUn(ReverseRepair):
         seed: int = 0,
     ) -> None:
         super().__init__(
-            num_epochs,
-            lr_reverse,
-            lr_repair,
-            repair_batches,
-            patience,
-            batch_size,
-            seed,
+            num_epochs, lr_repair, repair_batches, patience, batch_size, seed
         )
+        self.lr_reverse = check_float(lr_reverse, 'lr_reverse', 0.0)
         self.form = check_choice(form, 'form', ('swap', 'negate'))
         self.schedule = check_choice(schedule, 'schedule', ('alternate', 'joint'))
         self.alpha = check_float(alpha, 'alpha', 0.0, 1.0)

@@ -74,7 +74,6 @@ class ReverseRepair(Unlearner):
 
     Args:
         num_epochs (int): Largest number of epochs.
-        lr_reverse (float): Learning rate of the reverse step.
         lr_repair (float): Learning rate of the repair step.
         repair_batches (int, optional): Batches of the repair step, a full pass if
             :obj:`None`.
@@ -87,7 +86,6 @@ class ReverseRepair(Unlearner):
     def __init__(
         self,
         num_epochs: int,
-        lr_reverse: float,
         lr_repair: float,
         repair_batches: int | None,
         patience: int,
@@ -96,7 +94,6 @@ class ReverseRepair(Unlearner):
     ) -> None:
         super().__init__(seed)
         self.num_epochs = check_int(num_epochs, 'num_epochs', 1)
-        self.lr_reverse = check_float(lr_reverse, 'lr_reverse', 0.0)
         self.lr_repair = check_float(lr_repair, 'lr_repair', 0.0)
         if repair_batches is not None:
             check_int(repair_batches, 'repair_batches', 0)

@@ -100,11 +100,11 @@ class ForgetTarget:
     def _reference_pairs(
         self, data: HeteroData, validation: Tensor, seed: int
     ) -> Tensor:
-        row = 1 if data.forget_level == 'item' else 0
-        if 'forget_level' in data:
-            same = torch.isin(validation[row], self.forgotten[row])
-            if int(same.sum()) >= MIN_REFERENCE:
-                return validation[:, same]
+        item_level = 'forget_level' in data and data.forget_level == 'item'
+        row = 1 if item_level else 0
+        same = torch.isin(validation[row], self.forgotten[row])
+        if int(same.sum()) >= MIN_REFERENCE:
+            return validation[:, same]
         return popularity_matched_pairs(
             self.forgotten,
             self.known,

@@ -63,8 +63,10 @@ class TRU(ReverseRepair):
             interactions), :obj:`'all'` for whole tables, or :obj:`'auto'` for
             :obj:`'item'` in an item-level request, :obj:`'both'` in a mixed one, and
             :obj:`'user'` otherwise. (default: :obj:`'auto'`)
-        lr_reverse (float, optional): Step size :math:`\eta_{rev}`.
-            (default: :obj:`3e-2`)
+        lr_reverse (float, optional): Step size :math:`\eta_{rev}`. If :obj:`None`,
+            3e-2 where rows are deleted as a whole (user- and item-level requests), and
+            1e-2 where the same rows also hold what is retained.
+            (default: :obj:`None`)
         lr_repair (float, optional): Step size of the repair, that of the training.
             (default: :obj:`1e-3`)
         shared_rate (float, optional): Factor on :math:`\eta_{rev}` for modules that all
@@ -111,7 +113,7 @@ class TRU(ReverseRepair):
         scaling: bool = True,
         isolation: bool = True,
         rows: str = 'auto',
-        lr_reverse: float = 3e-2,
+        lr_reverse: float | None = None,
         lr_repair: float = 1e-3,
         shared_rate: float = 0.03,
         num_epochs: int = 5,
@@ -131,14 +133,11 @@ class TRU(ReverseRepair):
         seed: int = 0,
     ) -> None:
         super().__init__(
-            num_epochs,
-            lr_reverse,
-            lr_repair,
-            repair_batches,
-            patience,
-            batch_size,
-            seed,
+            num_epochs, lr_repair, repair_batches, patience, batch_size, seed
         )
+        if lr_reverse is not None:
+            check_float(lr_reverse, 'lr_reverse', 0.0)
+        self.lr_reverse = lr_reverse
         self.gate = gate
         self.scaling = scaling
         self.isolation = isolation
@@ -167,7 +166,10 @@ class TRU(ReverseRepair):
         modules = leaf_modules(work.model, rows)
         branches = branch_names(work.model)
         fusion = [name for name, branch in branches.items() if branch == 'fusion']
+        level = work.data.forget_level if 'forget_level' in work.data else 'mixed'
+        lr = 3e-2 if level in ('user', 'item') else 1e-2
         return _State(
+            lr=lr if self.lr_reverse is None else self.lr_reverse,
             modules=modules,
             branches=branches,
             fusion=fusion or list(modules[-1].parameters),
@@ -194,7 +196,7 @@ class TRU(ReverseRepair):
                     term = _gradients(self.gate_weight * penalty, parameters, gated)
                     grads = _add(grads, term)
                 for name, grad in grads.items():
-                    lr = self.lr_reverse * state.alpha.get(state.branches[name], 1.0)
+                    lr = state.lr * state.alpha.get(state.branches[name], 1.0)
                     if self.isolation and rows[name] is None:
                         lr *= self.shared_rate
                     state.optimizer.step(name, parameters[name], grad, lr, rows[name])
@@ -447,6 +449,7 @@ def isolate_modules(
 
 @dataclass
 class _State:
+    lr: float
     modules: list[LeafModule]
     branches: dict[str, str]
     fusion: list[str]

@@ -104,5 +104,7 @@ class Recommender(torch.nn.Module, ABC):
         self.eval()
         user_emb, item_emb = self(graph)
         self.train(training)
+        users = users.to(user_emb.device)
         exclude = graph.edge_index if exclude is None else exclude
+        exclude = exclude.to(user_emb.device)
         return topk_items(user_emb, item_emb, users, k, exclude, None, batch_size)

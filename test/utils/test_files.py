@@ -1,0 +1,119 @@
+import errno
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch_geometric.testing import onlyLinux
+
+from torch_geometric_unlearn.utils.files import (
+    atomic_save,
+    explain_write_errors,
+    free_bytes,
+    host_name,
+    make_folder,
+    remove_stale,
+)
+
+
+def test_atomic_save(tmp_path):
+    path = tmp_path / 'a.bin'
+    atomic_save(lambda file: file.write(b'old'), path)
+    assert path.read_bytes() == b'old'
+    atomic_save(lambda file: file.write(b'new'), str(path))
+    assert path.read_bytes() == b'new'
+    assert os.listdir(tmp_path) == ['a.bin']
+    atomic_save(lambda file: torch.save(torch.arange(3), file), path)
+    assert torch.load(path).tolist() == [0, 1, 2]
+
+
+def test_bare_file_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    atomic_save(lambda file: file.write(b'x'), 'a.bin')
+    assert os.listdir(tmp_path) == ['a.bin']
+
+
+@pytest.mark.parametrize('error', [RuntimeError, KeyboardInterrupt, OSError])
+def test_error_while_writing_keeps_the_old_file(tmp_path, error):
+    path = tmp_path / 'a.bin'
+    path.write_bytes(b'old')
+
+    def write(file):
+        file.write(b'half of it')
+        raise error('inside')
+
+    with pytest.raises(error, match='inside'):
+        atomic_save(write, path)
+    assert path.read_bytes() == b'old'
+    assert os.listdir(tmp_path) == ['a.bin']
+
+
+@onlyLinux
+def test_kill_while_writing_keeps_the_old_file(tmp_path):
+    path = tmp_path / 'a.bin'
+    path.write_bytes(b'old')
+    code = (
+        'import os, signal, sys\n'
+        'from torch_geometric_unlearn.utils.files import atomic_save\n'
+        'def write(file):\n'
+        '    file.write(b"half of it")\n'
+        '    file.flush()\n'
+        '    os.kill(os.getpid(), signal.SIGKILL)\n'
+        'atomic_save(write, sys.argv[1])\n'
+    )
+    process = subprocess.run([sys.executable, '-c', code, str(path)], check=False)
+    assert process.returncode == -signal.SIGKILL
+    assert path.read_bytes() == b'old'
+    assert len(os.listdir(tmp_path)) == 2
+    remove_stale(str(tmp_path))
+    assert os.listdir(tmp_path) == ['a.bin']
+
+
+def test_remove_stale_leaves_running_and_foreign_files(tmp_path):
+    names = [
+        f'a.{host_name()}.{os.getppid()}.tmp',  # Of a running process.
+        'b.elsewhere.1.tmp',
+        'notes.tmp',
+    ]
+    for name in names:
+        (tmp_path / name).touch()
+    (tmp_path / f'c.{host_name()}.{os.getpid()}.tmp').touch()
+    remove_stale(str(tmp_path))
+    assert sorted(os.listdir(tmp_path)) == sorted(names)
+    os.utime(tmp_path / names[1], (0, 0))
+    remove_stale(str(tmp_path))
+    assert sorted(os.listdir(tmp_path)) == sorted([names[0], names[2]])
+
+
+def test_full_disk_is_explained(tmp_path):
+    def write(file):
+        raise OSError(errno.ENOSPC, 'raw')
+
+    match = r"Cannot write to the folder '.*': No space left on device \(free: [\d,]+ "
+    with pytest.raises(OSError, match=match + 'bytes, needed: about 5,000 bytes') as e:
+        atomic_save(write, tmp_path / 'a.bin', num_bytes=5000)
+    assert e.value.errno == errno.ENOSPC
+    assert os.listdir(tmp_path) == []
+
+
+def test_other_errors_pass_unchanged():
+    error = OSError(errno.EINVAL, 'raw')
+    with pytest.raises(OSError, match='raw') as info, explain_write_errors('.'):
+        raise error
+    assert info.value is error
+
+
+def test_make_folder(tmp_path):
+    make_folder(str(tmp_path / 'a' / 'b'))
+    make_folder(str(tmp_path / 'a' / 'b'))
+    assert (tmp_path / 'a' / 'b').is_dir()
+    (tmp_path / 'file').touch()
+    with pytest.raises(OSError, match=r"Cannot write to the folder '.*file/sub'"):
+        make_folder(str(tmp_path / 'file' / 'sub'))
+
+
+def test_free_bytes(tmp_path):
+    assert free_bytes(str(tmp_path)) > 0
+    assert free_bytes(str(tmp_path / 'not' / 'there')) > 0
