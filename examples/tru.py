@@ -67,7 +67,7 @@ marked = forget(ratio=args.ratio, seed=args.seed)(data)
 
 # 2. The original model. Generated data is small, so it takes smaller batches.
 small = args.dataset == 'synthetic'
-settings = {'batch_size': 512, 'patience': 5} if small else {}
+settings = {'batch_size': 512, 'patience': 10} if small else {}
 
 
 def build_model(data):

@@ -2,6 +2,7 @@ import copy
 import itertools
 
 import pytest
+import torch
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.metrics import evaluate_request

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch_geometric.testing import onlyLinux
 
+from torch_geometric_unlearn.utils import files
 from torch_geometric_unlearn.utils.files import (
     atomic_save,
     explain_write_errors,
@@ -55,15 +56,16 @@ def test_kill_while_writing_keeps_the_old_file(tmp_path):
     path = tmp_path / 'a.bin'
     path.write_bytes(b'old')
     code = (
-        'import os, signal, sys\n'
-        'from torch_geometric_unlearn.utils.files import atomic_save\n'
+        'import os, runpy, signal, sys\n'
+        'atomic_save = runpy.run_path(sys.argv[1])["atomic_save"]\n'
         'def write(file):\n'
         '    file.write(b"half of it")\n'
         '    file.flush()\n'
         '    os.kill(os.getpid(), signal.SIGKILL)\n'
-        'atomic_save(write, sys.argv[1])\n'
+        'atomic_save(write, sys.argv[2])\n'
     )
-    process = subprocess.run([sys.executable, '-c', code, str(path)], check=False)
+    command = [sys.executable, '-c', code, files.__file__, str(path)]
+    process = subprocess.run(command, check=False)
     assert process.returncode == -signal.SIGKILL
     assert path.read_bytes() == b'old'
     assert len(os.listdir(tmp_path)) == 2

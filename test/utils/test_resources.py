@@ -1,5 +1,5 @@
-import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,8 +26,15 @@ def test_seconds():
     assert meter.seconds < seconds
 
 
-@pytest.mark.skipif(sys.platform != 'linux', reason='the peak is reset on Linux only')
-def test_peak_memory():
+@pytest.fixture
+def resettable_peak():
+    try:
+        Path('/proc/self/clear_refs').write_text('5')
+    except OSError:
+        pytest.skip('this system does not reset the peak memory of a process')
+
+
+def test_peak_memory(resettable_peak):
     num_bytes = 200 * 2**20
     with ResourceMeter() as before:
         pass
@@ -35,18 +42,34 @@ def test_peak_memory():
         torch.zeros(num_bytes, dtype=torch.uint8).add_(1)
     with ResourceMeter() as after:
         pass
-    assert meter.peak_memory - before.peak_memory > 0.9 * num_bytes
-    assert meter.peak_memory - before.peak_memory < 1.5 * num_bytes
-    assert peak_resident_memory() > 0
-    # Where a container forbids the reset, the peak is that of the whole process.
-    assert after.peak_memory <= meter.peak_memory
+    assert 0.9 < (meter.peak_memory - before.peak_memory) / num_bytes < 1.5
+    assert 0.9 < (meter.peak_memory - after.peak_memory) / num_bytes < 1.5
+    assert after.peak_memory > 10 * 2**20  # Bytes, not kilobytes.
+
+
+def test_nested_meters(resettable_peak):
+    num_bytes = 200 * 2**20
+    with ResourceMeter() as outer:
+        torch.zeros(num_bytes, dtype=torch.uint8).add_(1)
+        with ResourceMeter() as inner:
+            pass
+    assert outer.peak_memory - inner.peak_memory > 0.9 * num_bytes
+    assert outer.seconds > inner.seconds
+
+
+def test_peak_resident_memory():
+    assert peak_resident_memory() > 10 * 2**20
 
 
 def test_error_inside_still_measures():
     meter = ResourceMeter()
-    with pytest.raises(RuntimeError, match='inside'), meter:
+
+    def fail():
         time.sleep(0.01)
         raise RuntimeError('inside')
+
+    with pytest.raises(RuntimeError, match='inside'), meter:
+        fail()
     assert meter.seconds >= 0.01
     assert meter.peak_memory > 0
 

@@ -40,7 +40,11 @@ def test_isolated_seed():
 
 def test_isolated_seed_restores_after_an_error():
     state = torch.get_rng_state()
-    with pytest.raises(RuntimeError, match='inside'), isolated_seed(3):
+
+    def fail():
         torch.rand(1)
         raise RuntimeError('inside')
+
+    with pytest.raises(RuntimeError, match='inside'), isolated_seed(3):
+        fail()
     assert torch.equal(torch.get_rng_state(), state)

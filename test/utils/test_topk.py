@@ -55,7 +55,7 @@ def test_topk_items(levels, batch_size, k):
 
 
 def test_topk_items_corner_cases():
-    user_emb, item_emb, exclude = random_case()
+    user_emb, item_emb, _ = random_case()
     no_users = torch.empty(0, dtype=torch.long)
     items, scores = topk_items(user_emb, item_emb, no_users, 3)
     assert items.shape == scores.shape == (0, 3)

@@ -29,8 +29,15 @@ def check_one_source(name: str, **sources: Any) -> None:
 
 
 def check_not_empty(ids: Sequence[Any] | Tensor | None, name: str) -> None:
-    r"""Raises if :obj:`ids` is given but names nothing."""
-    if ids is not None and len(ids) == 0:
+    r"""Raises if :obj:`ids` is given but names nothing, or is no sequence."""
+    if ids is None:
+        return
+    if not hasattr(ids, '__len__') or (isinstance(ids, Tensor) and ids.dim() == 0):
+        raise TypeError(
+            f"'{name}' must be a list or tensor (got {ids!r}). For a single one, pass "
+            f'a list of length one.'
+        )
+    if len(ids) == 0 or (isinstance(ids, Tensor) and ids.numel() == 0):
         raise ValueError(
             f"'{name}' must name at least one id (got an empty request). To change "
             f'nothing, leave the transform out.'
@@ -46,7 +53,8 @@ def to_ids(ids: Sequence[Any] | Tensor, name: str) -> Tensor:
             f"'{name}' must hold integer ids (got {ids!r}). For ids of your own, "
             f"use the argument 'raw_{name}'."
         ) from error
-    if out.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8):
+    # No uint8: a mask of that type would be read as the ids 0 and 1.
+    if out.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8):
         raise TypeError(
             f"'{name}' must hold integer ids (got {out.dtype}). For a mask, pass "
             f'mask.nonzero().view(-1).'
@@ -107,7 +115,9 @@ class ForgetNodes(BaseTransform):
     def __repr__(self) -> str:
         if self.ratio is not None:
             return f'{self.__class__.__name__}(ratio={self.ratio}, seed={self.seed})'
-        num = len(self.raw_ids or []) if self.ids is None else self.ids.numel()
+        ids = self.raw_ids if self.ids is None else self.ids
+        assert ids is not None
+        num = len(ids)
         return f'{self.__class__.__name__}(num_{self.node_type}s={num})'
 
 

@@ -9,6 +9,7 @@ from torch_geometric.transforms import BaseTransform
 
 from torch_geometric_unlearn.data import schema
 
+from ._edge_attrs import edge_attrs, select_edges
 from ._request import REQUEST_KEYS
 
 
@@ -20,6 +21,9 @@ class DropForgotten(BaseTransform):
     held-out pairs of deleted users and items, and the request itself. Node ids never
     shift: a deleted user stays as a node without edges, so that embedding tables keep
     their rows. Data without a request is returned unchanged.
+
+    Raises:
+        ValueError: If an attribute of the reverse edges has another length than them.
 
     Example:
         >>> data = ForgetUsers([3, 17])(SyntheticMultimodal('tiny')[0])
@@ -42,7 +46,6 @@ class DropForgotten(BaseTransform):
             gone = torch.isin(codes, schema.pair_codes(forgotten, num_items))
             _keep_edges(reverse, ~gone)
         _keep_edges(store, keep)
-        del store['forget_mask']
 
         for key in schema.HELD_OUT:
             if key in data:
@@ -54,10 +57,8 @@ class DropForgotten(BaseTransform):
 
 
 def _keep_edges(store: EdgeStorage, keep: Tensor) -> None:
-    num_edges = keep.numel()
-    for key, value in list(store.items()):
-        if key == 'edge_index':
-            store[key] = value[:, keep]
-        elif isinstance(value, Tensor) and value.dim() > 0:
-            assert value.size(0) == num_edges
-            store[key] = value[keep]
+    for key in edge_attrs(store):
+        store[key] = select_edges(store[key], keep)
+    store.edge_index = store.edge_index[:, keep]
+    if 'forget_mask' in store:  # On reverse edges, 'ToUndirected' has put a copy.
+        del store['forget_mask']

@@ -61,7 +61,7 @@ class ForgetInteractions(BaseTransform):
         check_not_empty(pairs, 'pairs')
         check_not_empty(raw_pairs, 'raw_pairs')
         self.pairs = None if pairs is None else _to_pairs(pairs)
-        self.raw_pairs = raw_pairs
+        self.raw_pairs = None if raw_pairs is None else _check_raw_pairs(raw_pairs)
         self.ratio = None if ratio is None else check_ratio(ratio)
         self.seed = seed
         generator(seed)  # Checks the seed.
@@ -123,8 +123,21 @@ class ForgetInteractions(BaseTransform):
     def __repr__(self) -> str:
         if self.ratio is not None:
             return f'{self.__class__.__name__}(ratio={self.ratio}, seed={self.seed})'
-        num = len(self.raw_pairs or []) if self.pairs is None else self.pairs.size(1)
+        num = len(self.raw_pairs) if self.raw_pairs is not None else 0
+        num = num if self.pairs is None else self.pairs.size(1)
         return f'{self.__class__.__name__}(num_interactions={num})'
+
+
+def _check_raw_pairs(pairs: Sequence[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    out = []
+    for pair in pairs:
+        if isinstance(pair, str) or not hasattr(pair, '__len__') or len(pair) != 2:
+            raise ValueError(
+                f"'raw_pairs' must be a sequence of (user, item) pairs (got the entry "
+                f'{pair!r})'
+            )
+        out.append((pair[0], pair[1]))
+    return out
 
 
 def _to_pairs(pairs: Sequence[tuple[int, int]] | Tensor) -> Tensor:

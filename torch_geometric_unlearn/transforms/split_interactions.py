@@ -10,6 +10,8 @@ from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.utils.check import check_int, check_ratio
 from torch_geometric_unlearn.utils.seed import generator
 
+from ._edge_attrs import edge_attrs, select_edges
+
 
 @functional_transform('split_interactions')
 class SplitInteractions(BaseTransform):
@@ -55,11 +57,7 @@ class SplitInteractions(BaseTransform):
             )
         held_out = [data[key] for key in schema.HELD_OUT if key in data]
         num_train = store.edge_index.size(1)
-        attrs = [
-            key
-            for key, value in store.items()
-            if key != 'edge_index' and isinstance(value, Tensor) and value.dim() > 0
-        ]
+        attrs = edge_attrs(store)
         if attrs and sum(pairs.size(1) for pairs in held_out) > 0:
             raise ValueError(
                 f"'data' is split already, and its training interactions carry "
@@ -73,7 +71,7 @@ class SplitInteractions(BaseTransform):
         train = split == 0
         store.edge_index = pairs[:, train]
         for key in attrs:
-            store[key] = store[key][train[:num_train]]
+            store[key] = select_edges(store[key], train[:num_train])
         data.val_edge_label_index = pairs[:, split == 1]
         data.test_edge_label_index = pairs[:, split == 2]
         if schema.REV_EDGE_TYPE in data.edge_types:

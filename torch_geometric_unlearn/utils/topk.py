@@ -163,6 +163,8 @@ def pair_ranks(
         (torch.Tensor, torch.Tensor): Ranks from 1, int64 :obj:`[n]`, and scores
         standardised over the user's row :obj:`[n]`.
     """
+    if pairs.size(1) == 0:
+        return pairs.new_empty(0), user_emb.new_empty(0)
     index = PairIndex(known, user_emb.size(0))
     item_ids = torch.arange(item_emb.size(0), device=pairs.device)
     ranks, standardised = [], []
@@ -175,6 +177,4 @@ def pair_ranks(
         above = (scores > own).sum(dim=1)
         tied = (scores == own) & (item_ids < block[1].unsqueeze(1))
         ranks.append(1 + above + tied.sum(dim=1))
-    if not ranks:
-        return pairs.new_empty(0), user_emb.new_empty(0)
     return torch.cat(ranks), torch.cat(standardised)
