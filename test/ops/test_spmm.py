@@ -195,3 +195,11 @@ def test_missing_torch_sparse():
 @withPackage('torch_sparse')
 def test_torch_sparse_is_listed():
     assert 'torch_sparse' in backends()
+
+
+def test_wider_input_keeps_its_precision():
+    operator = make_operator('wide', torch.float32)
+    x = torch.randn(operator.size[0], 3, dtype=torch.float64)
+    out = spmm(operator, x)
+    assert out.dtype == torch.float64
+    assert torch.allclose(out, dense_spmm(operator, x), atol=1e-12)

@@ -73,3 +73,8 @@ def test_functional_name_and_repr():
 def test_bad_arguments(data, kwargs, error, match):
     with pytest.raises(error, match=match):
         ItemKNNGraph(**kwargs)(data)
+
+
+def test_a_string_is_no_list_of_modalities():
+    with pytest.raises(TypeError, match="must be a sequence of names"):
+        ItemKNNGraph(modalities='image')

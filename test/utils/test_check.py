@@ -62,3 +62,10 @@ def test_choice():
         check_choice('train', 'split', ('val', 'test'))
     with pytest.raises(ValueError, match=r'\(got \[\]\)'):  # An unhashable value.
         check_choice([], 'split', ('val', 'test'))
+
+
+def test_numpy_numbers_are_numbers():
+    assert type(check_int(np.int64(3), 'k', 1)) is int
+    assert check_ratio(np.float32(0.5)) == 0.5
+    with pytest.raises(ValueError, match='at least'):
+        check_int(np.int32(0), 'k', 1)

@@ -142,7 +142,7 @@ def spmm(operator: SparseOperator, x: Tensor) -> Tensor:
 
     Differentiable in :obj:`x`, any number of times; the operator is a constant. The
     backward pass multiplies by the stored transpose, which is the matrix itself if
-    symmetric. Inputs of 16 bits are multiplied and added up in the operator's type.
+    symmetric. Products are added up in the wider type of both sides.
 
     Args:
         operator (SparseOperator): The matrix, :math:`N_{target} \times N_{source}`.
@@ -159,8 +159,11 @@ def spmm(operator: SparseOperator, x: Tensor) -> Tensor:
             f"'x' must have shape [{operator.size[0]}, H] for {operator} "
             f'(got {list(x.shape)})'
         )
+    dtype = torch.promote_types(x.dtype, operator.value.dtype)
+    if dtype != operator.value.dtype:
+        operator = operator.to(dtype)
     out = _spmm(
-        x.to(operator.value.dtype).contiguous(),
+        x.to(dtype).contiguous(),
         operator.rowptr,
         operator.col,
         operator.value,

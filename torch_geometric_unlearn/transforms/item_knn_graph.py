@@ -30,6 +30,7 @@ class ItemKNNGraph(BaseTransform):
             (default: :obj:`None`)
 
     Raises:
+        TypeError: If :obj:`modalities` is a string.
         ValueError: If :obj:`k` is below 1, or a modality is unknown.
 
     Example:
@@ -41,6 +42,11 @@ class ItemKNNGraph(BaseTransform):
 
     def __init__(self, k: int = 10, modalities: Sequence[str] | None = None) -> None:
         self.k = check_int(k, 'k', 1)
+        if isinstance(modalities, str):
+            raise TypeError(
+                f"'modalities' must be a sequence of names (got the string "
+                f"'{modalities}'). For one modality, pass ['{modalities}']."
+            )
         self.modalities = modalities
 
     def forward(self, data: HeteroData) -> HeteroData:

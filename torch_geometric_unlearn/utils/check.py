@@ -3,6 +3,7 @@ r"""Argument checks with one form of message: name, expectation, got, way out.""
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 from typing import Any
 
 
@@ -13,9 +14,9 @@ def check_ratio(value: Any, name: str = 'ratio') -> float:
         TypeError: If :obj:`value` is no number.
         ValueError: If it lies outside.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"'{name}' must be a number (got {type(value).__name__})")
-    if not 0 < value < 1:
+    if not 0 < float(value) < 1:
         raise ValueError(
             f"'{name}' must be in (0, 1) (got {value}). For 5%, pass 0.05."
         )
@@ -29,11 +30,11 @@ def check_int(value: Any, name: str, minimum: int) -> int:
         TypeError: If :obj:`value` is no integer.
         ValueError: If it is too small.
     """
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"'{name}' must be an integer (got {value!r})")
     if value < minimum:
         raise ValueError(f"'{name}' must be at least {minimum} (got {value})")
-    return value
+    return int(value)
 
 
 def check_float(
@@ -48,9 +49,9 @@ def check_float(
         TypeError: If :obj:`value` is no number.
         ValueError: If it is not finite or lies outside.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"'{name}' must be a number (got {value!r})")
-    if not math.isfinite(value) or not minimum <= value <= maximum:
+    if not math.isfinite(value) or not minimum <= float(value) <= maximum:
         raise ValueError(
             f"'{name}' must be a finite number in [{minimum}, {maximum}] (got {value})"
         )

@@ -397,3 +397,16 @@ def test_published_item_graph(real_data, name, overlap):
     expected = weight.view(-1)[order][place[shared]]
     error = (operator.edge_weight[shared].double() - expected).abs().mean()
     assert error < 2e-3  # The features are fitted to the published graph.
+
+
+@pytest.mark.parametrize('name', ['keys', 'a.b', ''])
+def test_names_that_no_modality_can_have(name):
+    with pytest.raises(ValueError, match="can't name a modality"):
+        MGCN(2, 2, {name: torch.ones(2, 3)})
+
+
+def test_stored_graph_without_weights(data):
+    model = MGCN.from_data(data, hidden_channels=4)
+    data['item', 'similar_image', 'item'].edge_index = torch.zeros(2, 3).long()
+    with pytest.raises(ValueError, match=r"must hold 'edge_index' and 'edge_weight'"):
+        model.build_graph(data)

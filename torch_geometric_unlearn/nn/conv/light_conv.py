@@ -52,7 +52,9 @@ class LightConv(MessagePassing):
         )
 
     def message(self, x_j: Tensor, edge_weight: OptTensor) -> Tensor:
-        return x_j if edge_weight is None else edge_weight.view(-1, 1) * x_j
+        if edge_weight is None:
+            return x_j
+        return (edge_weight.view(-1, 1) * x_j).to(x_j.dtype)
 
     def message_and_aggregate(self, adj_t: Adj, x: tuple[Tensor, OptTensor]) -> Tensor:
         return pyg_spmm(adj_t, x[0], reduce='sum')

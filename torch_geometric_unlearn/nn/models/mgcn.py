@@ -122,6 +122,12 @@ class MGCN(Recommender):
                 "'features' must hold at least one modality (got none). MGCN is a "
                 'multimodal model; without features, use a collaborative one.'
             )
+        for name in features:
+            if not name.isidentifier() or hasattr(ModuleDict, name):
+                raise ValueError(
+                    f"'{name}' can't name a modality, since its modules are named by "
+                    f"it. Use a plain word such as 'image'."
+                )
         self.num_users = check_int(num_users, 'num_users', 1)
         self.num_items = check_int(num_items, 'num_items', 1)
         self.hidden_channels = check_int(hidden_channels, 'hidden_channels', 1)
@@ -185,8 +191,7 @@ class MGCN(Recommender):
         for name in self.modalities:
             edge_type = schema.similar_edge_type(name)
             if edge_type in data.edge_types:
-                store = data[edge_type]
-                knn = store.edge_index, store.edge_weight
+                knn = self._stored_graph(data, name)
             else:
                 x = data[schema.ITEM][f'x_{name}']
                 knn = cosine_knn_graph(x, self.num_neighbors)
@@ -274,6 +279,16 @@ class MGCN(Recommender):
 
     def _contrastive(self, fused: Tensor, behaviour: Tensor, index: Tensor) -> Tensor:
         return info_nce_loss(fused[index], behaviour[index], self.temperature)
+
+    def _stored_graph(self, data: HeteroData, name: str) -> tuple[Tensor, Tensor]:
+        edge_type = schema.similar_edge_type(name)
+        store = data[edge_type]
+        if 'edge_weight' not in store or 'edge_index' not in store:
+            raise ValueError(
+                f"data[{edge_type}] must hold 'edge_index' and 'edge_weight' (got "
+                f"{list(store.keys())}). Build it with 'ItemKNNGraph'."
+            )
+        return store.edge_index, store.edge_weight
 
     def _check_sizes(self, data: HeteroData) -> None:
         got = (schema.num_users(data), schema.num_items(data))
