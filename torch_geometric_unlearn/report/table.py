@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -47,7 +50,7 @@ def versions() -> dict[str, str]:
     r"""Returns what a saved run should say about its surroundings."""
     from torch_geometric_unlearn import __version__
 
-    device = platform.processor() or platform.machine()
+    device = _processor()
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()
     return {
@@ -58,6 +61,7 @@ def versions() -> dict[str, str]:
         'python': platform.python_version(),
         'device': device,
         'num_threads': str(torch.get_num_threads()),
+        'git': _git_hash(),
     }
 
 
@@ -76,6 +80,26 @@ def save_json(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
     text = json.dumps(_without_nan(content), indent=2, allow_nan=False) + '\n'
     make_folder(os.path.dirname(os.fspath(path)) or '.')
     atomic_save(lambda file: file.write(text.encode()), path)
+
+
+def _processor() -> str:
+    with suppress(OSError):
+        for line in Path('/proc/cpuinfo').read_text().splitlines():
+            if line.startswith('model name'):
+                return line.partition(':')[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _git_hash() -> str:
+    r"""Returns the commit of the package's own checkout, or nothing."""
+    package = Path(__file__).parents[1]
+    if not (package.parent / '.git').exists():
+        return ''
+    command = ['git', '-C', str(package), 'rev-parse', '--short', 'HEAD']
+    with suppress(OSError):
+        out = subprocess.run(command, capture_output=True, text=True, check=False)
+        return out.stdout.strip()
+    return ''
 
 
 def _format(column: str, value: Any) -> str:
