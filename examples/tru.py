@@ -18,7 +18,7 @@ from torch_geometric_unlearn.datasets import (
     SyntheticMultimodal,
     TikTok,
 )
-from torch_geometric_unlearn.metrics import evaluate_request, exposure
+from torch_geometric_unlearn.metrics import evaluate_request, exposure, trade_off
 from torch_geometric_unlearn.nn import MGCN
 from torch_geometric_unlearn.report import format_table, save_json, versions
 from torch_geometric_unlearn.train import fit, load_model, save_model
@@ -130,8 +130,11 @@ columns = [
     'forget_recall@20',
     'forget_ndcg@20',
     'exposure@20',
+    'trade_off',
     'seconds',
 ]
+for row in rows:
+    row['trade_off'] = trade_off(rows[0], rows[1], row)
 title = f'{args.dataset}, {args.regime}-level, {args.ratio:.0%} forgotten'
 print(f'{title} ({args.note})' if args.note else title)
 print(format_table(rows, columns))

@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from torch_geometric_unlearn.data import schema
-from torch_geometric_unlearn.metrics import embed, exposure, exposure_drop
+from torch_geometric_unlearn.metrics import (
+    deleted_share,
+    embed,
+    exposure,
+    exposure_drop,
+    exposure_profile,
+    item_reach,
+)
 from torch_geometric_unlearn.transforms import (
     ForgetInteractions,
     ForgetItems,
@@ -88,7 +95,7 @@ def test_without_request(data, trained):
 
 
 def test_unknown_audience(data, trained):
-    match = r"'audience' must be 'retained' or 'all' \(got 'deleted'\)"
+    match = r"'audience' must be one of .* .got 'deleted'."
     with pytest.raises(ValueError, match=match):
         exposure(trained, data, audience='deleted')
 
@@ -101,3 +108,29 @@ def test_exposure_drop():
     assert exposure_drop(before, {'exposure@5': 0.5}) == pytest.approx(-0.25)
     assert math.isnan(exposure_drop({'exposure@5': 0.0}, before))
     assert torch.tensor(exposure_drop(before, {'exposure@5': math.nan})).isnan()
+
+
+def test_reach_and_profile(data, trained):
+    marked = ForgetUsers(list(range(0, 100, 4)))(data)
+    share = deleted_share(marked)
+    train = data[schema.EDGE_TYPE].edge_index
+    for item in (0, 7, 20):
+        users = train[0, train[1] == item]
+        gone = float((users % 4 == 0).double().mean())
+        assert share[item] == pytest.approx(gone)
+    before = item_reach(trained, marked, 5, trained.build_graph(data))
+    after = item_reach(trained, marked, 5)
+    assert float(before.sum()) == pytest.approx(5.0)
+
+    profile = exposure_profile(before, after, share, num_groups=4)
+    assert sum(group['num_items'] for group in profile['groups']) == int(
+        (share > 0).sum()
+    )
+    bounds = [group['max_share'] for group in profile['groups']]
+    assert bounds == sorted(bounds)
+    same = exposure_profile(before, before, share)
+    assert math.isnan(same['correlation'])
+    # Reach that falls by exactly the deleted share correlates perfectly.
+    ideal = exposure_profile(before, before * (1 - share), share)
+    assert ideal['correlation'] == pytest.approx(1.0)
+    assert -1 <= profile['correlation'] <= 1

@@ -220,6 +220,9 @@ def test_evaluate_request(data, trained, level, in_service):
         for name, (label, banned) in sets.items()
         for key, value in naive_metrics(*args, label, retained, banned).items()
     }
+    # The sample holds all users, and nothing is masked for them.
+    train_set = naive_metrics(*args, retained, set(), set())
+    expected |= {f'retain_train_{key}': value for key, value in train_set.items()}
     kwargs = {'graph': graph} if in_service else {}
     out = evaluate_request(trained, marked, ks=(10, 20), **kwargs)
     assert set(out) == set(expected)
@@ -229,7 +232,7 @@ def test_evaluate_request(data, trained, level, in_service):
 
 def test_evaluate_request_without_request(data, trained):
     with pytest.warns(UserWarning, match='no relevant pair to rank'):
-        out = evaluate_request(trained, data)
+        out = evaluate_request(trained, data, num_train_users=0)
     assert math.isnan(out.pop('forget_recall@20'))
     assert math.isnan(out.pop('forget_ndcg@20'))
     expected = evaluate_split(trained, data, ks=(20,))

@@ -1,4 +1,7 @@
-r"""How often the items that a request touches stay in the lists of others."""
+r"""How often the items that a request touches stay in the lists of others.
+
+TRU names such a measure without printing its formula; these are our choice.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,11 @@ import warnings
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.utils.check import check_choice
 from torch_geometric_unlearn.utils.topk import topk_items
 
 from .ranking import embed
@@ -33,7 +38,6 @@ def exposure(
         \frac{|\{u \in Q : i \in T_u\}|}{|Q|}, \quad
         \textrm{Pair} = \frac{|\{(u, i) \in D_f : i \in T_u\}|}{|D_f|}.
 
-    TRU names such a measure without printing its formula; this one is our choice.
     Deleted items are masked for Exp and Reach only.
 
     Args:
@@ -52,38 +56,113 @@ def exposure(
     Raises:
         ValueError: If :obj:`audience` is unknown.
     """
-    if audience not in ('retained', 'all'):
-        raise ValueError(f"'audience' must be 'retained' or 'all' (got '{audience}')")
+    check_choice(audience, 'audience', ('retained', 'all'))
     schema.validate(data)
-    keys = [f'{name}@{k}' for name in ('exposure', 'reach', 'pair')]
+    names = [f'{name}@{k}' for name in ('exposure', 'reach', 'pair')]
+    forgotten = schema.forgotten_edge_index(data)
+    if forgotten.size(1) == 0:
+        warnings.warn('Nothing is marked, so exposure is NaN', stacklevel=2)
+        return dict.fromkeys(names, math.nan)
+    graph = model.build_graph(data) if graph is None else graph
+    reach = item_reach(model, data, k, graph, audience)
+    forgotten = forgotten.to(reach.device)
+    shown = reach[forgotten[1].unique()]
+
+    user_emb, item_emb = embed(model, graph)
+    exclude = schema.retained_edge_index(data).to(reach.device)
+    users, position = forgotten[0].unique(return_inverse=True)
+    lists, _ = topk_items(user_emb, item_emb, users, k, exclude)
+    pair = (lists[position] == forgotten[1].unsqueeze(1)).any(dim=1)
+    values = (shown.sum() / k, shown.mean(), pair.double().mean())
+    return {name: float(value) for name, value in zip(names, values)}
+
+
+def item_reach(
+    model: Any,
+    data: HeteroData,
+    k: int = 20,
+    graph: Any = None,
+    audience: str = 'retained',
+) -> Tensor:
+    r"""Returns the share of the audience that has an item in its list, for all items.
+
+    Args:
+        model (torch.nn.Module): The model to look at.
+        data (HeteroData): The data with the request still marked.
+        k (int, optional): Length of the lists. (default: :obj:`20`)
+        graph (Any, optional): What the model propagates over; the retained
+            interactions if not given. (default: :obj:`None`)
+        audience (str, optional): As for :meth:`exposure`.
+            (default: :obj:`'retained'`)
+
+    Returns:
+        torch.Tensor: Shares in :math:`[0, 1]`, float64 :math:`(N_{item})`.
+    """
+    check_choice(audience, 'audience', ('retained', 'all'))
     graph = model.build_graph(data) if graph is None else graph
     user_emb, item_emb = embed(model, graph)
     device = user_emb.device
-    forgotten = schema.forgotten_edge_index(data).to(device)
-    if forgotten.size(1) == 0:
-        warnings.warn('Nothing is marked, so exposure is NaN', stacklevel=2)
-        return dict.fromkeys(keys, math.nan)
-    exclude = schema.retained_edge_index(data).to(device)
     users = torch.arange(user_emb.size(0), device=device)
-    lists, _ = topk_items(user_emb, item_emb, users, k, exclude)
-
-    open_lists = lists
-    if 'forget_items' in data:
-        banned = data['forget_items'].to(device)
-        open_lists, _ = topk_items(user_emb, item_emb, users, k, exclude, banned)
     if audience == 'retained' and 'forget_users' in data:
-        keep = ~torch.isin(users, data['forget_users'].to(device))
-        open_lists = open_lists[keep]
-    targets = forgotten[1].unique()
-    shown = torch.isin(open_lists, targets).sum().item()
-    num_audience = max(1, open_lists.size(0))
-    pair = (lists[forgotten[0]] == forgotten[1].unsqueeze(1)).any(dim=1)
-    values = (
-        shown / (num_audience * k),
-        shown / (targets.numel() * num_audience),
-        pair.float().mean().item(),
-    )
-    return dict(zip(keys, values))
+        users = users[~torch.isin(users, data['forget_users'].to(device))]
+    banned = data['forget_items'].to(device) if 'forget_items' in data else None
+    exclude = schema.retained_edge_index(data).to(device)
+    lists, _ = topk_items(user_emb, item_emb, users, k, exclude, banned)
+    count = lists[lists >= 0].bincount(minlength=item_emb.size(0))
+    return count.double() / max(1, users.numel())
+
+
+def deleted_share(data: HeteroData) -> Tensor:
+    r"""Returns the share :math:`\delta_i` of every item's training interactions that a
+    request deletes, float64 :math:`(N_{item})`; 0 for items without any.
+    """
+    size = schema.num_items(data)
+    total = data[schema.EDGE_TYPE].edge_index[1].bincount(minlength=size)
+    gone = schema.forgotten_edge_index(data)[1].bincount(minlength=size)
+    return gone.double() / total.clamp(min=1)
+
+
+def exposure_profile(
+    before: Tensor, after: Tensor, share: Tensor, num_groups: int = 10
+) -> dict[str, Any]:
+    r"""Compares the reach of items before and after by how much of them was deleted.
+
+    A drop far above that of retraining is censorship of items that others legitimately
+    want; where it follows the deleted share, it is forgetting.
+
+    Args:
+        before (torch.Tensor): Result of :meth:`item_reach` for the original model.
+        after (torch.Tensor): The same for another model.
+        share (torch.Tensor): Result of :meth:`deleted_share`. Only items with a
+            positive share count.
+        num_groups (int, optional): Groups of equal size by share.
+            (default: :obj:`10`)
+
+    Returns:
+        dict: :obj:`groups`, a list of rows with :obj:`max_share`, :obj:`num_items`,
+        and mean reach :obj:`before` and :obj:`after`; :obj:`correlation` between the
+        share and the relative drop of items with any reach before (NaN if there are
+        fewer than two or nothing varies).
+    """
+    items = (share > 0).nonzero().view(-1).to(share.device)
+    items = items[share[items].argsort(stable=True)]
+    groups = [
+        {
+            'max_share': float(share[part].max()),
+            'num_items': part.numel(),
+            'before': float(before[part].mean()),
+            'after': float(after[part].mean()),
+        }
+        for part in items.tensor_split(num_groups)
+        if part.numel() > 0
+    ]
+    seen = items[before[items] > 0]
+    drop = (before[seen] - after[seen]) / before[seen]
+    pair = torch.stack([share[seen].double(), drop.double()])
+    correlation = math.nan
+    if seen.numel() > 1 and (pair.std(dim=1) > 0).all():
+        correlation = float(torch.corrcoef(pair)[0, 1])
+    return {'groups': groups, 'correlation': correlation}
 
 
 def exposure_drop(before: dict[str, float], after: dict[str, float]) -> float:

@@ -24,6 +24,7 @@ from torch_geometric.data import HeteroData
 from torch_geometric.metrics import LinkPredNDCG, LinkPredRecall
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.utils.seed import generator
 from torch_geometric_unlearn.utils.topk import PairIndex, topk_items
 
 
@@ -127,6 +128,8 @@ def evaluate_request(
     data: HeteroData,
     graph: Any = None,
     ks: Sequence[int] = (20,),
+    num_train_users: int = 5000,
+    seed: int = 0,
 ) -> dict[str, float]:
     r"""Ranks what a request retains and what it forgets.
 
@@ -141,6 +144,8 @@ def evaluate_request(
     ``forget_*``         the deleted training pairs         retained training pairs
     ``forget_heldout_*`` test pairs of deleted users and    retained training pairs
                          items
+    ``retain_train_*``   retained training pairs of a       nothing
+                         sample of users
     ===================  =================================  ===========================
 
     Args:
@@ -150,6 +155,9 @@ def evaluate_request(
             interactions if not given. Pass the graph of the unmarked data to look at
             the original model as it was in service. (default: :obj:`None`)
         ks (sequence, optional): Lengths of the list. (default: :obj:`(20,)`)
+        num_train_users (int, optional): Size of the sample for :obj:`retain_train_*`;
+            0 leaves it out. (default: :obj:`5000`)
+        seed (int, optional): Seed of that sample. (default: :obj:`0`)
 
     Returns:
         dict: Metrics by name, e.g. :obj:`retain_recall@20`. A set that is empty for
@@ -164,15 +172,20 @@ def evaluate_request(
     deleted = schema.deleted_pairs(data, test)
     items = data['forget_items'].to(device) if 'forget_items' in data else None
 
-    sets = {'retain': (test[:, ~deleted], items)}
+    users = exclude[0].unique()
+    order = torch.randperm(users.numel(), generator=generator(seed)).to(device)
+    sample = torch.isin(exclude[0], users[order[:num_train_users]])
+
+    sets = {'retain': (test[:, ~deleted], exclude, items)}
     if items is not None:
-        sets['retain_open'] = (test[:, ~deleted], None)
-    sets['forget'] = (schema.forgotten_edge_index(data).to(device), None)
-    sets['forget_heldout'] = (test[:, deleted], None)
+        sets['retain_open'] = (test[:, ~deleted], exclude, None)
+    sets['forget'] = (schema.forgotten_edge_index(data).to(device), exclude, None)
+    sets['forget_heldout'] = (test[:, deleted], exclude, None)
+    sets['retain_train'] = (exclude[:, sample], exclude[:, :0], None)
     out = {}
-    for name, (label, masked_items) in sets.items():
+    for name, (label, masked, masked_items) in sets.items():
         if label.size(1) == 0 and name != 'forget':
             continue
-        metrics = ranking_metrics(user_emb, item_emb, label, exclude, masked_items, ks)
+        metrics = ranking_metrics(user_emb, item_emb, label, masked, masked_items, ks)
         out.update({f'{name}_{key}': value for key, value in metrics.items()})
     return out
