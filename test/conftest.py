@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():  # Before the kernels are imported.
+    os.environ.setdefault('TRITON_INTERPRET', '1')
+
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn import typing

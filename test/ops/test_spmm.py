@@ -2,10 +2,12 @@ import pytest
 import torch
 from torch_geometric.testing import onlyLinux, withCUDA, withPackage
 
+from torch_geometric_unlearn import typing
 from torch_geometric_unlearn.ops import (
     SparseOperator,
     backend,
     backends,
+    layer_mean,
     spmm,
     use_backend,
 )
@@ -104,12 +106,59 @@ def test_compiles_without_graph_breaks(device, kernel, is_symmetric):
     assert torch.allclose(grad, expected_grad)
 
 
-def test_custom_operator():
-    operator = make_operator('wide', torch.float64)
-    x = torch.randn(60, 2, dtype=torch.float64, requires_grad=True)
-    names = ('rowptr', 'col', 'value', 'rowptr_t', 'col_t', 'value_t')
-    args = [getattr(operator, name) for name in names]
-    torch.library.opcheck(torch.ops.torch_geometric_unlearn.spmm.default, (x, *args))
+def test_custom_operators():
+    names = torch.ops.torch_geometric_unlearn
+    for name, function in (('wide', names.spmm), ('isolated', names.layer_mean)):
+        operator = make_operator(name, torch.float64)
+        size = operator.size[0]
+        x = torch.randn(size, 2, dtype=torch.float64, requires_grad=True)
+        csr = [operator.rowptr, operator.col, operator.value]
+        csr_t = [operator.rowptr_t, operator.col_t, operator.value_t]
+        layers = [2] if name == 'isolated' else []
+        torch.library.opcheck(function.default, (x, *layers, csr, csr_t))
+
+
+@pytest.mark.parametrize('kernel', backends())
+@pytest.mark.parametrize('num_layers', [0, 1, 3])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_layer_mean_against_dense(kernel, num_layers, dtype):
+    operator = make_operator('isolated', dtype)
+    matrix = dense_matrix('isolated')
+    x64 = torch.randn(operator.size[0], 3, dtype=torch.float64, requires_grad=True)
+    x = x64.detach().to(dtype).requires_grad_()
+    expected, layer = x64, x64
+    for _ in range(num_layers):
+        layer = matrix @ layer
+        expected = expected + layer
+    expected = expected / (num_layers + 1)
+    weight = torch.randn_like(x64)
+    with use_backend(kernel):
+        out = layer_mean(operator, x, num_layers)
+        out.backward(weight.to(dtype))
+    expected.backward(weight)
+    atol = 1e-10 if dtype == torch.float64 else 1e-4
+    assert torch.allclose(out.double(), expected, atol=atol)
+    assert torch.allclose(x.grad.double(), x64.grad, atol=atol)
+
+
+def test_layer_mean_is_twice_differentiable():
+    operator = SparseOperator(
+        torch.tensor([[0, 1, 1], [1, 0, 2]]),
+        torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64),
+        (3, 3),
+    )
+    x = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(
+        lambda x: layer_mean(operator, x, 2).tanh(), (x,)
+    )
+
+
+def test_layer_mean_errors():
+    operator = make_operator('wide')
+    with pytest.raises(ValueError, match="'operator' must be square"):
+        layer_mean(operator, torch.randn(60, 2), 1)
+    with pytest.raises(ValueError, match="'num_layers' must be at least 0"):
+        layer_mean(make_operator('isolated'), torch.randn(3, 2), -1)
 
 
 @pytest.mark.parametrize('kernel', backends())
@@ -166,7 +215,7 @@ def test_wrong_shapes(shape):
 
 def test_use_backend():
     assert backend() == 'embedding_bag'
-    assert backend('cuda') == 'torch_csr'
+    assert backend('cuda') == ('triton' if typing.WITH_TRITON else 'torch_csr')
     with use_backend('gather_scatter'):
         assert backend() == 'gather_scatter'
         with use_backend('torch_csr'):
@@ -190,6 +239,15 @@ def test_missing_torch_sparse():
     with pytest.raises(ImportError, match=match), use_backend('torch_sparse'):
         pass
     assert backend() == 'embedding_bag'
+
+
+@pytest.mark.usefixtures('without_extensions')
+def test_missing_triton():
+    assert backend('cuda') == 'torch_csr'
+    with pytest.raises(ImportError, match="'triton' and a CUDA device"), use_backend(
+        'triton'
+    ):
+        pass
 
 
 @withPackage('torch_sparse')

@@ -1,6 +1,6 @@
 r"""Layers, losses and models."""
 
-from .conv import LightConv
+from .conv import LayerMeanConv, LightConv
 from .models import MGCN, Recommender, Table, Triplets
 
-__all__ = ['MGCN', 'LightConv', 'Recommender', 'Table', 'Triplets']
+__all__ = ['MGCN', 'LayerMeanConv', 'LightConv', 'Recommender', 'Table', 'Triplets']

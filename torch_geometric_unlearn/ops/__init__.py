@@ -5,13 +5,14 @@ from .sparse_operator import (
     bipartite_operators,
     target_degree_operator,
 )
-from .spmm import backend, backends, spmm, use_backend
+from .spmm import backend, backends, layer_mean, spmm, use_backend
 
 __all__ = [
     'SparseOperator',
     'backend',
     'backends',
     'bipartite_operators',
+    'layer_mean',
     'spmm',
     'target_degree_operator',
     'use_backend',

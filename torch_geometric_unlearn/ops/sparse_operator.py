@@ -44,6 +44,7 @@ class SparseOperator:
             raise ValueError(f'A symmetric operator must be square (got size {size})')
         self.size = size
         self.is_symmetric = is_symmetric
+        self._segments: dict[bool, list[Tensor]] = {}
         source, target = edge_index[0], edge_index[1]
         self.rowptr, self.col, self.value = _to_csr(
             target, source, edge_weight, size[1]
@@ -73,10 +74,20 @@ class SparseOperator:
         r"""Values in the order of :obj:`edge_index`, :obj:`[E]`."""
         return self.value
 
+    def row_segments(self, transpose: bool = False) -> list[Tensor]:
+        r"""Returns how the Triton kernel splits long rows, computed once."""
+        from ._triton import split_rows
+
+        key = transpose and not self.is_symmetric
+        if key not in self._segments:
+            self._segments[key] = split_rows(self.rowptr_t if key else self.rowptr)
+        return self._segments[key]
+
     def to(self, *args: torch.device | str | torch.dtype) -> SparseOperator:
         r"""Returns a copy on another device, or with values of another data type."""
         out = object.__new__(SparseOperator)
         out.size, out.is_symmetric = self.size, self.is_symmetric
+        out._segments = {}
         for suffix in ('', '_t'):
             if suffix and self.is_symmetric:
                 out.rowptr_t, out.col_t = out.rowptr, out.col

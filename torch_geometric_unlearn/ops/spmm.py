@@ -2,6 +2,7 @@ r"""The one place that decides how :math:`\mathbf{A} \mathbf{X}` runs."""
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,13 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torch_geometric_unlearn import typing
-from torch_geometric_unlearn.utils.check import check_choice
+from torch_geometric_unlearn.utils.check import check_choice, check_int
 
 from ._reference import gather_scatter
 from .sparse_operator import SparseOperator
 
 
-def _embedding_bag(rowptr: Tensor, col: Tensor, value: Tensor, x: Tensor) -> Tensor:
+def _embedding_bag(csr: list[Tensor], x: Tensor) -> Tensor:
+    rowptr, col, value = csr[:3]
     if col.numel() == 0:
         return x.new_zeros(rowptr.numel() - 1, x.size(1))
     return F.embedding_bag(
@@ -27,8 +29,9 @@ def _embedding_bag(rowptr: Tensor, col: Tensor, value: Tensor, x: Tensor) -> Ten
     )
 
 
-def _torch_csr(rowptr: Tensor, col: Tensor, value: Tensor, x: Tensor) -> Tensor:
+def _torch_csr(csr: list[Tensor], x: Tensor) -> Tensor:
     _consume_beta_warning()
+    rowptr, col, value = csr[:3]
     size = (rowptr.numel() - 1, x.size(0))
     matrix = torch.sparse_csr_tensor(rowptr, col, value, size, check_invariants=False)
     return matrix @ x
@@ -45,7 +48,8 @@ def _consume_beta_warning() -> None:
         )
 
 
-def _torch_sparse(rowptr: Tensor, col: Tensor, value: Tensor, x: Tensor) -> Tensor:
+def _torch_sparse(csr: list[Tensor], x: Tensor) -> Tensor:
+    rowptr, col, value = csr[:3]
     if col.numel() == 0:  # It kills the process if there are no rows.
         return x.new_zeros(rowptr.numel() - 1, x.size(1))
     # Detached, or it asks for what its own backward pass would need.
@@ -54,25 +58,54 @@ def _torch_sparse(rowptr: Tensor, col: Tensor, value: Tensor, x: Tensor) -> Tens
     )
 
 
-_KERNELS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+def _gather_scatter(csr: list[Tensor], x: Tensor) -> Tensor:
+    rowptr, col, value = csr[:3]
+    return gather_scatter(rowptr, col, value, x)
+
+
+def _triton(csr: list[Tensor], x: Tensor) -> Tensor:
+    from ._triton import triton_csr
+
+    return triton_csr(csr, x)
+
+
+_KERNELS: dict[str, Callable[[list[Tensor], Tensor], Tensor]] = {
     'embedding_bag': _embedding_bag,
     'torch_csr': _torch_csr,
     'torch_sparse': _torch_sparse,
-    'gather_scatter': gather_scatter,
+    'triton': _triton,
+    'gather_scatter': _gather_scatter,
+}
+_NEEDS = {
+    'torch_sparse': "'torch-sparse'. Install it via "
+    "'pip install --no-build-isolation torch-scatter torch-sparse'",
+    'triton': "'triton' and a CUDA device, or the environment variable "
+    "'TRITON_INTERPRET=1' for its interpreter. Install it via 'pip install triton'",
 }
 _forced: str | None = None
 
 
 def backends() -> list[str]:
-    r"""Returns the names of the kernels that this installation can run."""
-    return [k for k in _KERNELS if k != 'torch_sparse' or typing.WITH_TORCH_SPARSE]
+    r"""Returns the names of the kernels that can run here.
+
+    :obj:`'triton'` needs CUDA, or runs in Triton's slow interpreter if the environment
+    variable :obj:`TRITON_INTERPRET=1` is set.
+    """
+    interpreted = os.environ.get('TRITON_INTERPRET') == '1'
+    has = {
+        'torch_sparse': typing.WITH_TORCH_SPARSE,
+        'triton': typing.WITH_TRITON and (torch.cuda.is_available() or interpreted),
+    }
+    return [name for name in _KERNELS if has.get(name, True)]
 
 
 def backend(device: torch.device | str = 'cpu') -> str:
     r"""Returns the name of the kernel that :meth:`spmm` runs on :obj:`device`."""
     if _forced is not None:
         return _forced
-    return 'embedding_bag' if torch.device(device).type == 'cpu' else 'torch_csr'
+    if torch.device(device).type == 'cpu':
+        return 'embedding_bag'
+    return 'triton' if typing.WITH_TRITON else 'torch_csr'
 
 
 @contextmanager
@@ -86,10 +119,7 @@ def use_backend(name: str) -> Iterator[None]:
     global _forced
     check_choice(name, 'name', tuple(_KERNELS))
     if name not in backends():
-        raise ImportError(
-            "The 'torch_sparse' kernel requires 'torch-sparse'. Install it via "
-            "'pip install --no-build-isolation torch-scatter torch-sparse'."
-        )
+        raise ImportError(f"The '{name}' kernel requires {_NEEDS[name]}.")
     if name == 'torch_sparse':
         import torch_sparse  # noqa: F401
     previous, _forced = _forced, name
@@ -99,42 +129,81 @@ def use_backend(name: str) -> Iterator[None]:
         _forced = previous
 
 
-# A custom operator, so that `torch.compile` sees one opaque node and needs no graph
-# break, whatever kernel runs inside.
+def _csr(operator: SparseOperator, transpose: bool = False) -> list[Tensor]:
+    suffix = '_t' if transpose else ''
+    csr = [getattr(operator, name + suffix) for name in ('rowptr', 'col', 'value')]
+    if backend(operator.value.device) == 'triton':
+        csr += operator.row_segments(transpose)
+    return csr
+
+
+def _add_product(csr: list[Tensor], x: Tensor, start: Tensor) -> Tensor:
+    r"""Computes :math:`\mathbf{A} \mathbf{X} + \mathbf{S}`."""
+    name = backend(x.device)
+    if name == 'triton':
+        from ._triton import triton_csr
+
+        return triton_csr(csr, x, start)
+    return _KERNELS[name](csr, x).add_(start)
+
+
+# Custom operators, so that `torch.compile` sees opaque nodes and needs no graph break,
+# whatever kernel runs inside.
 @torch.library.custom_op(
     'torch_geometric_unlearn::spmm',
     mutates_args=(),
-    schema='(Tensor x, Tensor rowptr, Tensor col, Tensor value, '
-    'Tensor rowptr_t, Tensor col_t, Tensor value_t) -> Tensor',
+    schema='(Tensor x, Tensor[] csr, Tensor[] csr_t) -> Tensor',
 )
-def _spmm(
-    x: Tensor,
-    rowptr: Tensor,
-    col: Tensor,
-    value: Tensor,
-    rowptr_t: Tensor,
-    col_t: Tensor,
-    value_t: Tensor,
+def _spmm(x: Tensor, csr: list[Tensor], csr_t: list[Tensor]) -> Tensor:
+    return _KERNELS[backend(x.device)](csr, x)
+
+
+@torch.library.custom_op(
+    'torch_geometric_unlearn::layer_mean',
+    mutates_args=(),
+    schema='(Tensor x, int num_layers, Tensor[] csr, Tensor[] csr_t) -> Tensor',
+)
+def _layer_mean(
+    x: Tensor, num_layers: int, csr: list[Tensor], csr_t: list[Tensor]
 ) -> Tensor:
-    return _KERNELS[backend(x.device)](rowptr, col, value, x)
+    out = x
+    for _ in range(num_layers):  # Horner's scheme: X + A (X + A (X + ...)).
+        out = _add_product(csr, out, x)
+    return out / (num_layers + 1)
 
 
 @_spmm.register_fake
-def _(x: Tensor, rowptr: Tensor, *args: Tensor) -> Tensor:
-    return x.new_empty(rowptr.size(0) - 1, x.size(1))
+def _(x: Tensor, csr: list[Tensor], csr_t: list[Tensor]) -> Tensor:
+    return x.new_empty(csr[0].size(0) - 1, x.size(1))
 
 
-def _setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[1:])
+@_layer_mean.register_fake
+def _(
+    x: Tensor, num_layers: int, csr: list[Tensor], csr_t: list[Tensor]
+) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *ctx.args, csr, csr_t = inputs[1:]
+    ctx.num_tensors = len(csr)
+    ctx.save_for_backward(*csr, *csr_t)
 
 
 def _backward(ctx: Any, grad_out: Tensor) -> Any:
-    rowptr, col, value, rowptr_t, col_t, value_t = ctx.saved_tensors
-    grad = _spmm(grad_out.contiguous(), rowptr_t, col_t, value_t, rowptr, col, value)
-    return (grad, *[None] * 6)
+    # The transposed operator gives the gradient of either, for any number of layers.
+    csr, csr_t = (
+        list(ctx.saved_tensors[: ctx.num_tensors]),
+        list(ctx.saved_tensors[ctx.num_tensors :]),
+    )
+    function = _layer_mean if ctx.args else _spmm
+    grad = function(grad_out.contiguous(), *ctx.args, csr_t, csr)
+    nothing = [None] * ctx.num_tensors
+    return (grad, *[None] * len(ctx.args), nothing, nothing)
 
 
 _spmm.register_autograd(_backward, setup_context=_setup_context)
+_layer_mean.register_autograd(_backward, setup_context=_setup_context)
 
 
 def spmm(operator: SparseOperator, x: Tensor) -> Tensor:
@@ -154,6 +223,43 @@ def spmm(operator: SparseOperator, x: Tensor) -> Tensor:
     Raises:
         ValueError: If :obj:`x` has the wrong number of rows.
     """
+    operator, x, dtype = _prepare(operator, x)
+    return _spmm(x, _csr(operator), _csr(operator, True)).to(dtype)
+
+
+def layer_mean(operator: SparseOperator, x: Tensor, num_layers: int) -> Tensor:
+    r"""Propagates :obj:`num_layers` times and returns the mean over all layers, the
+    input included, as LightGCN does
+
+    .. math::
+        \frac{1}{L + 1} \sum_{l=0}^{L} \mathbf{A}^l \mathbf{X}.
+
+    Computed as :math:`\mathbf{X} + \mathbf{A} (\mathbf{X} + \mathbf{A} (\ldots))`,
+    so that no layer is kept, neither forward nor backward.
+
+    Args:
+        operator (SparseOperator): A square matrix, :math:`N \times N`.
+        x (torch.Tensor): Node features :math:`(N, H)`, floating point.
+        num_layers (int): Number of propagations :math:`L`, at least 0.
+
+    Returns:
+        torch.Tensor: Node features :math:`(N, H)` in the type of :obj:`x`.
+
+    Raises:
+        ValueError: If :obj:`x` has the wrong number of rows, the matrix is not square,
+            or :obj:`num_layers` is negative.
+    """
+    check_int(num_layers, 'num_layers', 0)
+    if operator.size[0] != operator.size[1]:
+        raise ValueError(f"'operator' must be square (got {operator})")
+    operator, x, dtype = _prepare(operator, x)
+    out = _layer_mean(x, num_layers, _csr(operator), _csr(operator, True))
+    return out.to(dtype)
+
+
+def _prepare(
+    operator: SparseOperator, x: Tensor
+) -> tuple[SparseOperator, Tensor, torch.dtype]:
     if x.dim() != 2 or x.size(0) != operator.size[0]:
         raise ValueError(
             f"'x' must have shape [{operator.size[0]}, H] for {operator} "
@@ -162,13 +268,4 @@ def spmm(operator: SparseOperator, x: Tensor) -> Tensor:
     dtype = torch.promote_types(x.dtype, operator.value.dtype)
     if dtype != operator.value.dtype:
         operator = operator.to(dtype)
-    out = _spmm(
-        x.to(dtype).contiguous(),
-        operator.rowptr,
-        operator.col,
-        operator.value,
-        operator.rowptr_t,
-        operator.col_t,
-        operator.value_t,
-    )
-    return out.to(x.dtype)
+    return operator, x.to(dtype).contiguous(), x.dtype

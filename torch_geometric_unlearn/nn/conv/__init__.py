@@ -1,5 +1,6 @@
 r"""Message passing layers."""
 
+from .layer_mean_conv import LayerMeanConv
 from .light_conv import LightConv
 
-__all__ = ['LightConv']
+__all__ = ['LayerMeanConv', 'LightConv']

@@ -10,7 +10,7 @@ from torch.nn import Embedding, Linear, ModuleDict
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
-from torch_geometric_unlearn.nn.conv import LightConv
+from torch_geometric_unlearn.nn.conv import LayerMeanConv, LightConv
 from torch_geometric_unlearn.nn.functional import bpr_loss, info_nce_loss
 from torch_geometric_unlearn.ops import (
     SparseOperator,
@@ -158,6 +158,7 @@ class MGCN(Recommender):
         self.attention_query = Linear(H, 1, bias=False)
         self.preference = ModuleDict({name: Linear(H, H) for name in features})
         self.conv = LightConv()
+        self.user_item_conv = LayerMeanConv(num_layers)
         torch.nn.init.xavier_uniform_(self.user_embedding.weight)
         torch.nn.init.xavier_uniform_(self.item_embedding.weight)
 
@@ -199,12 +200,25 @@ class MGCN(Recommender):
         graph = MGCNGraph(edge_index, both, item_to_user, similar)
         return graph.to(self.user_embedding.weight.device)
 
-    def encode(self, graph: MGCNGraph) -> tuple[Tensor, Tensor]:
-        r"""Returns the behaviour representations and the fused multimodal ones, both
-        :math:`(N_{user} + N_{item}, H)`, users first.
+    def encode(
+        self, graph: MGCNGraph, nodes: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        r"""Returns the behaviour representations and the fused multimodal ones.
+
+        Args:
+            graph (MGCNGraph): The result of :meth:`build_graph`.
+            nodes (torch.Tensor, optional): Nodes to return, users first, then items,
+                int64 :obj:`[n]`; all if not given. The fuser acts on every node by
+                itself, so only that many pass through it. (default: :obj:`None`)
+
+        Returns:
+            (torch.Tensor, torch.Tensor): Both :math:`(n, H)`.
         """
         behaviour = self._behaviour(graph)
         views = [self._modality_view(graph, name) for name in self.modalities]
+        if nodes is not None:
+            behaviour = behaviour.index_select(0, nodes)
+            views = [view.index_select(0, nodes) for view in views]
         return behaviour, self._fuse(behaviour, views)
 
     def forward(self, graph: MGCNGraph) -> tuple[Tensor, Tensor]:
@@ -216,16 +230,16 @@ class MGCN(Recommender):
         r"""Returns BPR, plus the L2 regulariser on the batch's final representations,
         plus the contrastive loss between both views of its users and positives.
         """
-        behaviour, fused = self.encode(graph)
+        pos, neg = batch.pos_item + self.num_users, batch.neg_item + self.num_users
+        size = batch.user.numel()
+        behaviour, fused = self.encode(graph, torch.cat([batch.user, pos, neg]))
         out = behaviour + fused
-        user, pos = batch.user, batch.pos_item + self.num_users
-        user_emb, pos_emb = out[user], out[pos]
-        neg_emb = out[batch.neg_item + self.num_users]
+        user_emb, pos_emb, neg_emb = out.split(size)
         bpr = bpr_loss((user_emb * pos_emb).sum(-1), (user_emb * neg_emb).sum(-1))
-        norm = torch.cat([user_emb, pos_emb, neg_emb]).pow(2).sum()
+        norm = out.pow(2).sum()
+        views = zip(fused.split(size)[:2], behaviour.split(size)[:2])
+        contrastive = sum(info_nce_loss(x, y, self.temperature) for x, y in views)
         regulariser = 0.5 * norm / self.batch_size
-        contrastive = self._contrastive(fused, behaviour, pos)
-        contrastive = contrastive + self._contrastive(fused, behaviour, user)
         return (
             bpr
             + self.weight_decay * regulariser
@@ -255,11 +269,7 @@ class MGCN(Recommender):
 
     def _behaviour(self, graph: MGCNGraph) -> Tensor:
         x = torch.cat([self.user_embedding.weight, self.item_embedding.weight])
-        out = x
-        for _ in range(self.num_layers):
-            x = self.conv(x, graph.user_item)
-            out = out + x
-        return out / (self.num_layers + 1)
+        return self.user_item_conv(x, graph.user_item)
 
     def _modality_view(self, graph: MGCNGraph, name: str) -> Tensor:
         x = self.projection[name](self.features[name].weight)
@@ -276,9 +286,6 @@ class MGCN(Recommender):
             gate = self.preference[name](behaviour).sigmoid()
             out = out + gate * (view - shared)
         return out / (len(views) + 1)
-
-    def _contrastive(self, fused: Tensor, behaviour: Tensor, index: Tensor) -> Tensor:
-        return info_nce_loss(fused[index], behaviour[index], self.temperature)
 
     def _stored_graph(self, data: HeteroData, name: str) -> tuple[Tensor, Tensor]:
         edge_type = schema.similar_edge_type(name)
