@@ -2,6 +2,7 @@ r"""How long is a training epoch, against a straightforward implementation?
 
     python benchmark/training_epoch.py                          # 384-d images.
     python benchmark/training_epoch.py --image-channels 4096    # As published.
+    python benchmark/training_epoch.py --profile                # Where time goes.
 
 MGCN: the baseline propagates with torch COO matrices, fuses all nodes in every step,
 and steps with unfused dense Adam, as a plain reading of the paper does. Both get the
@@ -12,6 +13,7 @@ first 50 steps. LightGCN: PyG's model on a plain `edge_index` against the same m
 
 import argparse
 import copy
+import statistics
 import time
 
 import torch
@@ -28,6 +30,7 @@ from torch_geometric_unlearn.ops import bipartite_operators, spmm
 parser = argparse.ArgumentParser(allow_abbrev=False)
 parser.add_argument('--image-channels', type=int, default=384)
 parser.add_argument('--steps', type=int, default=50, help='compared side by side')
+parser.add_argument('--profile', action='store_true')
 parser.add_argument('--device', default='cpu')
 parser.add_argument('--json', metavar='PATH')
 args = parser.parse_args()
@@ -126,12 +129,14 @@ def compare(title, baseline, ours, optimizers, batches):
             seconds[label].append(time.perf_counter() - start)
             losses[label].append(float(value))
     gaps = [abs(a - b) for a, b in zip(losses['baseline'], losses['ours'])]
-    medians = {k: sorted(v[3:])[len(v[3:]) // 2] for k, v in seconds.items()}
+    medians = {k: statistics.median(v[3:]) for k, v in seconds.items()}
+    quartiles = {k: statistics.quantiles(v[3:], n=4) for k, v in seconds.items()}
     return [
         {
             'model': title,
             'implementation': label,
             'ms_per_step': medians[label] * 1e3,
+            'spread_ms': (quartiles[label][2] - quartiles[label][0]) * 1e3,
             'seconds_per_epoch': medians[label] * len(loader),
             'ratio': medians['baseline'] / medians[label],
             'max_loss_gap': f'{max(gaps):.1e}',
@@ -148,20 +153,40 @@ while len(batches) < args.steps:
     batches += [batch.to(args.device) for batch in loader]
 batches = batches[: args.steps]
 
+def profile(title, loss, optimizer):
+    r"""Prints the operators that take most time, by share of a step."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if args.device != 'cpu':
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profiler:
+        for batch in batches[:10]:
+            train_step(loss(batch), optimizer)
+    which = 'self_cpu_time_total' if args.device == 'cpu' else 'self_device_time_total'
+    events = sorted(profiler.key_averages(), key=lambda e: -getattr(e, which))
+    total = sum(getattr(event, which) for event in events)
+    print(f'Profile of {title}:')
+    for event in events[:12]:
+        print(f'  {getattr(event, which) / total:6.1%}  {event.key}')
+
+
 # 1. MGCN.
 model = MGCN.from_data(data).to(args.device)
 graph = model.build_graph(data)
 plain = PlainMGCN(copy.deepcopy(model), graph)
+optimizers = {
+    'baseline': torch.optim.Adam(plain.parameters(), foreach=False, fused=False),
+    'ours': torch.optim.Adam(model.parameters(), fused=True),
+}
 rows = compare(
     f'MGCN, {args.image_channels}-d images',
     plain.loss,
     lambda batch: model.loss(graph, batch),
-    {
-        'baseline': torch.optim.Adam(plain.parameters(), foreach=False, fused=False),
-        'ours': torch.optim.Adam(model.parameters(), fused=True),
-    },
+    optimizers,
     batches,
 )
+if args.profile:
+    profile('the baseline', plain.loss, optimizers['baseline'])
+    profile('ours', lambda batch: model.loss(graph, batch), optimizers['ours'])
 
 # 2. LightGCN with two layers.
 edge_index = torch.cat([pairs, pairs.flip(0)], dim=1).clone()

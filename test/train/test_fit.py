@@ -112,6 +112,15 @@ def test_autocast_stays_close(data):
     assert x == pytest.approx(y, rel=2e-2)
 
 
+def test_compiled_loss_is_the_same(data):
+    a, b = build(data), build(data)
+    x = fit(a, data, num_epochs=2, batch_size=256)
+    compiled = {'backend': 'aot_eager', 'fullgraph': True}
+    y = fit(b, data, num_epochs=2, batch_size=256, compile=compiled)
+    for row, other in zip(x.history, y.history):
+        assert row['loss'] == pytest.approx(other['loss'], rel=1e-5)
+
+
 def test_frozen_features_stay(data):
     model = build(data, train_features=False)
     fit(model, data, num_epochs=1)

@@ -75,8 +75,8 @@ def info_nce_loss(anchor: Tensor, candidate: Tensor, temperature: float) -> Tens
     if temperature < 0.025:  # The sum below could underflow in float32.
         target = torch.arange(anchor.size(0), device=anchor.device)
         return F.cross_entropy(anchor @ candidate.t(), target)
-    # No logit exceeds 1 / temperature: a safe shift for all rows, which saves the passes
-    # that look for the maximum of every row. Blocks of rows stay in the CPU's cache.
+    # No logit exceeds 1 / temperature: a safe shift for all rows, which saves the
+    # passes that look for the maximum of every row. Blocks stay in the CPU's cache.
     bound = 1 / temperature
     shift = anchor.new_full((), -bound)
     num_rows = 256 if anchor.device.type == 'cpu' else max(1, anchor.size(0))

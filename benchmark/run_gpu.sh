@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Runs the CUDA tests and all benchmarks on one GPU; results go to the given folder.
+#   bash benchmark/run_gpu.sh benchmark/results/gpu
+set -euo pipefail
+out=${1:?'Usage: run_gpu.sh FOLDER'}
+mkdir -p "$out"
+here=$(dirname "$0")
+python -m pytest -q "$here/../test/ops" "$here/../test/nn" "$here/../test/train" \
+    "$here/../test/unlearn" | tail -n 1
+for factor in 1 10 84; do  # 84 copies of Baby hold 10^7 interactions.
+    python "$here/propagation.py" --device cuda --factor "$factor" \
+        --json "$out/propagation_x$factor.json"
+done
+python "$here/training_epoch.py" --device cuda --json "$out/training_epoch_384.json"
+python "$here/training_epoch.py" --device cuda --image-channels 4096 \
+    --json "$out/training_epoch_4096.json"
+python "$here/ranking.py" --device cuda --json "$out/ranking.json"
+python "$here/scaling.py" --device cuda --json "$out/scaling.json" \
+    --edges 100000 1000000 10000000 100000000
+python "$here/unlearning.py" --device cuda --retrain --json "$out/unlearning.json"
