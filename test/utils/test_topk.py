@@ -3,6 +3,7 @@ import torch
 
 from torch_geometric_unlearn.utils.topk import (
     PairIndex,
+    pair_hits,
     pair_ranks,
     score_blocks,
     topk_items,
@@ -105,6 +106,21 @@ def test_pair_ranks(levels, batch_size):
             assert standardised[n].item() == pytest.approx(z.item(), abs=1e-4)
         else:
             assert standardised[n] == 0
+
+
+@pytest.mark.parametrize('levels', [None, 3])
+@pytest.mark.parametrize('k', [1, 4, 30, 50])
+def test_pair_hits_agree_with_ranks(levels, k):
+    user_emb, item_emb, known = random_case(levels)
+    unknown = torch.tensor([[0, 0, 3, 19, 3], [29, 1, 5, 5, 5]])
+    pairs = torch.cat([known[:, :60], unknown], dim=1)
+    pairs = pairs[:, torch.randperm(pairs.size(1))]
+    ranks, expected = pair_ranks(user_emb, item_emb, pairs, known)
+    hits, standardised = pair_hits(user_emb, item_emb, pairs, known, k, batch_size=3)
+    assert torch.equal(hits, ranks <= k)
+    assert torch.allclose(standardised, expected, atol=1e-4)
+    nothing, _ = pair_hits(user_emb, item_emb, pairs[:, :0], known, k)
+    assert nothing.shape == (0,)
 
 
 def test_pair_ranks_of_nothing():

@@ -13,7 +13,7 @@ from torch_geometric.data import HeteroData
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.metrics import embed, ranking_metrics
 from torch_geometric_unlearn.utils.seed import generator
-from torch_geometric_unlearn.utils.topk import pair_ranks
+from torch_geometric_unlearn.utils.topk import pair_hits
 
 #: Fewer reference pairs than this are replaced by popularity-matched random pairs.
 MIN_REFERENCE = 200
@@ -67,14 +67,11 @@ class ForgetTarget:
         user_emb, item_emb = embed(model, graph)
         device = user_emb.device
         known = self.known.to(device)
-        ranks, score = pair_ranks(
-            user_emb, item_emb, self.forgotten.to(device), known
-        )
-        ref_ranks, ref_score = pair_ranks(
-            user_emb, item_emb, self.reference.to(device), known
-        )
-        level = float((ranks <= self.k).float().mean())
-        reference = float((ref_ranks <= self.k).float().mean())
+        pairs = torch.cat([self.forgotten, self.reference], dim=1).to(device)
+        hits, scores = pair_hits(user_emb, item_emb, pairs, known, self.k)
+        sizes = [self.forgotten.size(1), self.reference.size(1)]
+        (hit, ref_hit), (score, ref_score) = hits.split(sizes), scores.split(sizes)
+        level, reference = float(hit.float().mean()), float(ref_hit.float().mean())
         return {
             'forget_level': level,
             'reference_level': reference,

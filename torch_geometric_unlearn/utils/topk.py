@@ -178,3 +178,57 @@ def pair_ranks(
         tied = (scores == own) & (item_ids < block[1].unsqueeze(1))
         ranks.append(1 + above + tied.sum(dim=1))
     return torch.cat(ranks), torch.cat(standardised)
+
+
+@torch.no_grad()
+def pair_hits(
+    user_emb: Tensor,
+    item_emb: Tensor,
+    pairs: Tensor,
+    known: Tensor,
+    k: int,
+    batch_size: int = 1024,
+) -> tuple[Tensor, Tensor]:
+    r"""Tells which pairs have a rank of at most :obj:`k` in the sense of
+    :meth:`pair_ranks`, scoring every user once instead of every pair.
+
+    Args:
+        user_emb (torch.Tensor): User embeddings :math:`(N_{user}, H)`.
+        item_emb (torch.Tensor): Item embeddings :math:`(N_{item}, H)`.
+        pairs (torch.Tensor): Pairs to rank, int64 :obj:`[2, n]`.
+        known (torch.Tensor): Known positives, int64 :obj:`[2, *]`.
+        k (int): Length of the list.
+        batch_size (int, optional): Users per block. (default: :obj:`1024`)
+
+    Returns:
+        (torch.Tensor, torch.Tensor): Hits, bool :obj:`[n]`, and scores standardised
+        over the user's row :obj:`[n]`.
+    """
+    check_int(k, 'k', 1)
+    if pairs.size(1) == 0:
+        return torch.empty_like(pairs[0], dtype=torch.bool), user_emb.new_empty(0)
+    index = PairIndex(known, user_emb.size(0))
+    order = pairs[0].argsort(stable=True)
+    users, count = pairs[0].unique(return_counts=True)
+    own = user_emb.new_empty(pairs.size(1))
+    standardised, threshold = torch.empty_like(own), torch.empty_like(own)
+    start = 0
+    for block, counts in zip(users.split(batch_size), count.split(batch_size)):
+        place = order[start : start + int(counts.sum())]
+        start += place.numel()
+        row = torch.arange(block.numel(), device=pairs.device)
+        row = row.repeat_interleave(counts)
+        scores = user_emb[block] @ item_emb.t()
+        spread, mean = torch.std_mean(scores, dim=1)
+        own[place] = scores[row, pairs[1, place]]
+        standardised[place] = (own[place] - mean[row]) / spread.clamp(min=1e-12)[row]
+        scores[index.lookup(block)] = -torch.inf
+        best = scores.topk(min(k, scores.size(1)), dim=1)[0]
+        last = best[:, -1] if k <= scores.size(1) else best.new_full((), -torch.inf)
+        threshold[place] = last.expand(block.numel())[row]
+    hits = own > threshold
+    tied = (own == threshold).nonzero().view(-1)
+    if tied.numel() > 0:  # The lowest item id wins, which takes the whole row.
+        ranks, _ = pair_ranks(user_emb, item_emb, pairs[:, tied], known)
+        hits[tied] = ranks <= k
+    return hits, standardised
