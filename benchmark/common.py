@@ -15,6 +15,8 @@ from torch_geometric_unlearn.datasets import SyntheticMultimodal
 from torch_geometric_unlearn.datasets._mmrec import read_mmrec
 from torch_geometric_unlearn.report import format_table, save_json, versions
 
+PATHS = ('json', 'checkpoint')  # Stay out of the results.
+
 
 def load_baby():
     r"""Amazon Baby from the folder named by `TGU_REAL_DATA` (reconstructed features),
@@ -83,6 +85,7 @@ def finish(title, rows, columns, config, path):
     print(title)
     print(format_table(rows, columns))
     if path:
+        config = {key: config[key] for key in config if key not in PATHS}
         content = {'title': title, 'rows': rows, 'config': config}
         save_json(path, content | {'versions': versions()})
         print(f'Wrote {path}')

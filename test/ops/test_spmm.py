@@ -233,10 +233,11 @@ def test_unknown_backend():
 
 
 @pytest.mark.usefixtures('without_extensions')
-def test_missing_torch_sparse():
-    assert 'torch_sparse' not in backends()
+@pytest.mark.parametrize('name', ['torch_sparse', 'torch_scatter'])
+def test_missing_package(name):
+    assert name not in backends()
     match = 'pip install --no-build-isolation torch-scatter torch-sparse'
-    with pytest.raises(ImportError, match=match), use_backend('torch_sparse'):
+    with pytest.raises(ImportError, match=match), use_backend(name):
         pass
     assert backend() == 'embedding_bag'
 

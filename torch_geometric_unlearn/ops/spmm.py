@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -58,6 +59,14 @@ def _torch_sparse(csr: list[Tensor], x: Tensor) -> Tensor:
     )
 
 
+def _torch_scatter(csr: list[Tensor], x: Tensor) -> Tensor:
+    rowptr, col, value = csr[:3]
+    if col.numel() == 0:
+        return x.new_zeros(rowptr.numel() - 1, x.size(1))
+    messages = value.unsqueeze(1) * x.detach()[col.long()]
+    return torch.ops.torch_scatter.segment_sum_csr(messages, rowptr.long(), None)
+
+
 def _gather_scatter(csr: list[Tensor], x: Tensor) -> Tensor:
     rowptr, col, value = csr[:3]
     return gather_scatter(rowptr, col, value, x)
@@ -73,12 +82,14 @@ _KERNELS: dict[str, Callable[[list[Tensor], Tensor], Tensor]] = {
     'embedding_bag': _embedding_bag,
     'torch_csr': _torch_csr,
     'torch_sparse': _torch_sparse,
+    'torch_scatter': _torch_scatter,
     'triton': _triton,
     'gather_scatter': _gather_scatter,
 }
+_BUILD = "Install it via 'pip install --no-build-isolation torch-scatter torch-sparse'"
 _NEEDS = {
-    'torch_sparse': "'torch-sparse'. Install it via "
-    "'pip install --no-build-isolation torch-scatter torch-sparse'",
+    'torch_sparse': f"'torch-sparse'. {_BUILD}",
+    'torch_scatter': f"'torch-scatter'. {_BUILD}",
     'triton': "'triton' and a CUDA device, or the environment variable "
     "'TRITON_INTERPRET=1' for its interpreter. Install it via 'pip install triton'",
 }
@@ -94,6 +105,7 @@ def backends() -> list[str]:
     interpreted = os.environ.get('TRITON_INTERPRET') == '1'
     has = {
         'torch_sparse': typing.WITH_TORCH_SPARSE,
+        'torch_scatter': typing.WITH_TORCH_SCATTER,
         'triton': typing.WITH_TRITON and (torch.cuda.is_available() or interpreted),
     }
     return [name for name in _KERNELS if has.get(name, True)]
@@ -120,8 +132,8 @@ def use_backend(name: str) -> Iterator[None]:
     check_choice(name, 'name', tuple(_KERNELS))
     if name not in backends():
         raise ImportError(f"The '{name}' kernel requires {_NEEDS[name]}.")
-    if name == 'torch_sparse':
-        import torch_sparse  # noqa: F401
+    if name in ('torch_sparse', 'torch_scatter'):
+        import_module(name)  # Registers its operators with torch.
     previous, _forced = _forced, name
     try:
         yield
