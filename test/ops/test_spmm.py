@@ -2,7 +2,6 @@ import pytest
 import torch
 from torch_geometric.testing import onlyLinux, withCUDA, withPackage
 
-from torch_geometric_unlearn import typing
 from torch_geometric_unlearn.ops import (
     SparseOperator,
     backend,
@@ -215,7 +214,7 @@ def test_wrong_shapes(shape):
 
 def test_use_backend():
     assert backend() == 'embedding_bag'
-    assert backend('cuda') == ('triton' if typing.WITH_TRITON else 'torch_csr')
+    assert backend('cuda') == 'torch_csr'
     with use_backend('gather_scatter'):
         assert backend() == 'gather_scatter'
         with use_backend('torch_csr'):
