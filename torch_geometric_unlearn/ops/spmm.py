@@ -115,7 +115,7 @@ def backend(device: torch.device | str = 'cpu') -> str:
     r"""Returns the name of the kernel that :meth:`spmm` runs on :obj:`device`."""
     if _forced is not None:
         return _forced
-    # By measurement on the CPU. On CUDA none has been made: 'triton' must win one first.
+    # By measurement on the CPU; on CUDA 'triton' must win one first.
     return 'embedding_bag' if torch.device(device).type == 'cpu' else 'torch_csr'
 
 
