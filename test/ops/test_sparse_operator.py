@@ -7,6 +7,7 @@ from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.ops import (
     SparseOperator,
     bipartite_operators,
+    self_loop_operator,
     spmm,
     target_degree_operator,
 )
@@ -134,3 +135,77 @@ def test_target_degree_operator_without_positive_degree():
     weight = torch.tensor([0.0, -1.0, 4.0])
     operator = target_degree_operator(edge_index, weight, 3)
     assert operator.edge_weight.tolist() == [0, 0, 0]
+
+
+@withCUDA
+@pytest.mark.parametrize('kind', ['synthetic', 'isolated', 'single', 'empty'])
+def test_self_loop_operator(data, kind, device):
+    sizes = {'synthetic': (100, 60), 'isolated': (120, 80)}
+    num_users, num_items = sizes.get(kind, (3, 2))
+    edge_index = data[schema.EDGE_TYPE].edge_index
+    if kind == 'single':
+        edge_index = torch.tensor([[1], [1]])
+    if kind == 'empty':
+        edge_index = edge_index[:, :0]
+    operator = self_loop_operator(edge_index.to(device), num_users, num_items)
+    assert operator.value.device == device
+    operator = operator.to('cpu')
+
+    num_nodes = num_users + num_items
+    assert operator.size == (num_nodes, num_nodes)
+    assert operator.is_symmetric
+    assert operator.num_entries == 2 * edge_index.size(1) + num_nodes
+    shifted = edge_index + torch.tensor([[0], [num_users]])
+    undirected = torch.cat([shifted, shifted.flip(0)], dim=1)
+    index, weight = gcn_norm(undirected, None, num_nodes, add_self_loops=True)
+    pyg = torch.zeros(num_nodes, num_nodes).index_put_((index[1], index[0]), weight)
+    assert torch.allclose(to_dense(operator).float(), pyg, atol=1e-7)
+
+    adj = torch.eye(num_nodes, dtype=torch.float64)
+    for user, item in edge_index.t().tolist():
+        adj[user, num_users + item] = adj[num_users + item, user] = 1
+    inv_sqrt = adj.sum(dim=1).pow(-0.5)
+    expected = inv_sqrt.view(-1, 1) * adj * inv_sqrt
+    assert torch.allclose(to_dense(operator), expected, atol=1e-7)
+    if kind == 'single':  # A self loop counts: degree 2 for both ends, 1 elsewhere.
+        assert to_dense(operator).diag().tolist() == pytest.approx([1, 0.5, 1, 1, 0.5])
+
+
+def make_transposable(kind):
+    gen = torch.Generator().manual_seed(3)
+    if kind == 'symmetric':
+        return self_loop_operator(torch.tensor([[0, 0, 2, 3], [1, 2, 0, 2]]), 5, 3)
+    if kind == 'empty':
+        return SparseOperator(torch.empty(2, 0).long(), torch.empty(0), (4, 3))
+    size = {'square': (9, 9), 'wide': (30, 4), 'tall': (4, 30)}[kind]
+    code = torch.randperm(size[0] * size[1], generator=gen)[:40]
+    edge_index = torch.stack([code // size[1], code % size[1]])
+    return SparseOperator(edge_index, torch.rand(40, generator=gen), size)
+
+
+@pytest.mark.parametrize('kind', ['symmetric', 'square', 'wide', 'tall', 'empty'])
+def test_transpose_order(kind):
+    operator = make_transposable(kind)
+    order = operator.transpose_order
+    assert order.dtype == torch.int64
+    assert order.sort()[0].tolist() == list(range(operator.num_entries))
+    assert torch.equal(operator.value[order], operator.value_t)
+    assert operator.transpose_order is order  # Sorted once.
+
+    # New values, no longer symmetric, must land at the same entries.
+    value = torch.rand(operator.num_entries)
+    source, target = operator.edge_index
+    dense = torch.zeros(operator.size[::-1]).index_put_((target, source), value)
+    row = torch.arange(operator.size[0]).repeat_interleave(
+        operator.rowptr_t.diff().long()
+    )
+    entries = row, operator.col_t.long()
+    dense_t = torch.zeros(operator.size).index_put_(entries, value[order])
+    assert torch.equal(dense_t, dense.t())
+
+
+def test_transpose_order_of_a_copy():
+    operator = make_transposable('square')
+    order = operator.transpose_order
+    copy = operator.to(torch.float64)
+    assert torch.equal(copy.transpose_order, order)

@@ -6,7 +6,9 @@ from torch_geometric_unlearn.ops import (
     SparseOperator,
     backend,
     backends,
+    diffuse,
     layer_mean,
+    self_loop_operator,
     spmm,
     use_backend,
 )
@@ -107,13 +109,13 @@ def test_compiles_without_graph_breaks(device, kernel, is_symmetric):
 
 def test_custom_operators():
     names = torch.ops.torch_geometric_unlearn
-    for name, function in (('wide', names.spmm), ('isolated', names.layer_mean)):
+    for name, function in (('wide', names.spmm), ('isolated', names.propagate)):
         operator = make_operator(name, torch.float64)
         size = operator.size[0]
         x = torch.randn(size, 2, dtype=torch.float64, requires_grad=True)
         csr = [operator.rowptr, operator.col, operator.value]
         csr_t = [operator.rowptr_t, operator.col_t, operator.value_t]
-        layers = [2] if name == 'isolated' else []
+        layers = [2, 0.5] if name == 'isolated' else []
         torch.library.opcheck(function.default, (x, *layers, csr, csr_t))
 
 
@@ -261,3 +263,188 @@ def test_wider_input_keeps_its_precision():
     out = spmm(operator, x)
     assert out.dtype == torch.float64
     assert torch.allclose(out, dense_spmm(operator, x), atol=1e-12)
+
+
+def diffuse_dense(matrix, x, num_layers, alpha, beta):
+    out = x
+    for _ in range(num_layers):
+        out = beta * (matrix @ out) + alpha * x
+    return out
+
+
+def make_square(is_symmetric, dtype=torch.float32):
+    r"""An operator with unique entries, self loops among them, and its matrix."""
+    if is_symmetric:
+        operator = self_loop_operator(make_edges(40, 12, 9).unique(dim=1), 13, 10)
+    else:
+        edge_index = make_edges(90, 20, 20, seed=5).unique(dim=1)
+        gen = torch.Generator().manual_seed(6)
+        weight = torch.rand(edge_index.size(1), generator=gen) + 0.1
+        operator = SparseOperator(edge_index, weight, (20, 20))
+    operator = operator.to(dtype)
+    assert operator.is_symmetric == is_symmetric
+    matrix = torch.zeros(operator.size[::-1], dtype=torch.float64)
+    edges = operator.edge_index.t().tolist()
+    for (source, target), value in zip(edges, operator.edge_weight.tolist()):
+        matrix[target, source] = value
+    return operator, matrix
+
+
+@withCUDA
+@pytest.mark.parametrize('kernel', backends())
+@pytest.mark.parametrize('is_symmetric', [True, False])
+@pytest.mark.parametrize('num_layers', range(5))
+def test_diffuse_against_dense(device, kernel, is_symmetric, num_layers):
+    alpha, beta = 0.3, 0.8
+    for dtype, atol in ((torch.float32, 1e-4), (torch.float64, 1e-10)):
+        operator, matrix = make_square(is_symmetric, dtype)
+        operator = operator.to(device)
+        gen = torch.Generator().manual_seed(2)
+        x64 = torch.randn(operator.size[0], 4, dtype=torch.float64, generator=gen)
+        weight = torch.randn(x64.shape, dtype=torch.float64, generator=gen)
+        x64.requires_grad_()
+        expected = diffuse_dense(matrix, x64, num_layers, alpha, beta)
+        (expected_grad,) = torch.autograd.grad(expected, x64, weight)
+        x = x64.detach().to(device, dtype).requires_grad_()
+        with use_backend(kernel):
+            out = diffuse(operator, x, num_layers, alpha, beta)
+            (grad,) = torch.autograd.grad(out, x, weight.to(device, dtype))
+        assert out.dtype == grad.dtype == dtype
+        scale = float(expected.detach().abs().max())
+        error = (out.double().cpu() - expected).abs().max()
+        assert error < atol * scale
+        assert (grad.double().cpu() - expected_grad).abs().max() < atol * scale
+
+
+@pytest.mark.parametrize('kernel', backends())
+@pytest.mark.parametrize('dropout', [0.0, 0.4])
+@pytest.mark.parametrize('num_layers', [0, 3])
+def test_diffuse_derivatives(kernel, dropout, num_layers):
+    edge_index = torch.tensor([[0, 1, 1, 2, 2], [1, 0, 2, 0, 2]])
+    weight = torch.tensor([0.5, -1.0, 2.0, 0.3, 0.7], dtype=torch.float64)
+    operator = SparseOperator(edge_index, weight, (3, 3))
+    x = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+
+    def fn(x):
+        torch.manual_seed(11)  # One mask for all evaluations.
+        with use_backend(kernel):
+            return diffuse(operator, x, num_layers, 0.2, 0.9, dropout).tanh()
+
+    with use_backend(kernel):
+        assert torch.autograd.gradcheck(fn, (x,))
+        assert torch.autograd.gradgradcheck(fn, (x,))
+
+
+def drawn_matrix(operator, dropout, seed):
+    r"""The matrix after dropout, by a single layer without restart."""
+    torch.manual_seed(seed)
+    eye = torch.eye(operator.size[0], dtype=torch.float64)
+    return diffuse(operator, eye, 1, 0.0, 1.0, dropout)
+
+
+@pytest.mark.parametrize('kernel', backends())
+@pytest.mark.parametrize('is_symmetric', [True, False])
+def test_dropout_is_one_mask_for_all_layers_and_both_passes(kernel, is_symmetric):
+    operator, _ = make_square(is_symmetric, torch.float64)
+    matrix = drawn_matrix(operator, 0.5, seed=8)
+    assert not torch.allclose(matrix, matrix.t())
+    x = torch.randn(operator.size[0], 3, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn_like(x)
+    expected = diffuse_dense(matrix, x, 3, 0.1, 0.9)
+    torch.manual_seed(8)
+    with use_backend(kernel):
+        out = diffuse(operator, x, 3, 0.1, 0.9, dropout=0.5)
+        (grad,) = torch.autograd.grad(out, x, weight)
+    (expected_grad,) = torch.autograd.grad(expected, x, weight)
+    assert torch.allclose(out, expected, atol=1e-10)
+    assert torch.allclose(grad, expected_grad, atol=1e-10)
+
+
+def test_distribution_of_dropped_entries():
+    p, num_draws = 0.3, 400
+    operator, matrix = make_square(True, torch.float64)
+    stored = matrix != 0
+    drawn = torch.stack([drawn_matrix(operator, p, seed) for seed in range(num_draws)])
+    kept = drawn != 0
+    assert not kept[:, ~stored].any()
+    # Survivors are scaled, nothing is normalised again.
+    expected = (matrix / (1 - p)).expand_as(drawn)
+    assert torch.allclose(drawn[kept], expected[kept], rtol=1e-6)
+    num = num_draws * int(stored.sum())
+    dropped = num - int(kept.sum())
+    assert abs(dropped - num * p) < 5 * (num * p * (1 - p)) ** 0.5
+    bound = 5 * (p / (1 - p) / num_draws) ** 0.5
+    assert (drawn.mean(dim=0) - matrix).abs().max() < bound * matrix.max()
+    # Both directions of an edge are drawn on their own, self loops like all others.
+    upper = stored.triu(1)
+    forth, back = kept[:, upper], kept.transpose(1, 2)[:, upper]
+    num = forth.numel()
+    expected = 2 * p * (1 - p) * num
+    assert abs(int((forth != back).sum()) - expected) < 5 * expected**0.5
+    loops = kept.diagonal(dim1=1, dim2=2).double()
+    assert abs(loops.mean() - (1 - p)) < 5 * (p * (1 - p) / loops.numel()) ** 0.5
+
+
+def test_diffuse_draws_from_the_global_generator():
+    operator, _ = make_square(False, torch.float64)
+    first, second, other = (drawn_matrix(operator, 0.5, seed) for seed in (1, 1, 2))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+    state = torch.get_rng_state()
+    diffuse(operator, torch.ones(20, 1), 2, 0.1, 0.9)
+    assert torch.equal(torch.get_rng_state(), state)
+    value = operator.value.clone()
+    drawn_matrix(operator, 0.5, 3)
+    assert torch.equal(operator.value, value)  # The operator itself stays.
+
+
+def test_diffuse_result_is_no_view():
+    operator, _ = make_square(False)
+    x = torch.randn(20, 2)
+    out = diffuse(operator, x, 0, 0.1, 0.9)
+    assert torch.equal(out, x)
+    assert out.data_ptr() != x.data_ptr()
+
+
+def test_diffuse_keeps_the_type_of_the_input():
+    operator, matrix = make_square(False)
+    x = torch.randn(20, 3, dtype=torch.float64)
+    out = diffuse(operator, x, 2, 0.1, 0.9)
+    assert out.dtype == torch.float64
+    assert torch.allclose(out, diffuse_dense(matrix, x, 2, 0.1, 0.9), rtol=1e-6)
+    assert diffuse(operator, x.bfloat16(), 2, 0.1, 0.9).dtype == torch.bfloat16
+
+
+@onlyLinux
+@pytest.mark.parametrize('kernel', backends())
+@pytest.mark.parametrize('is_symmetric', [True, False])
+def test_diffuse_compiles_without_graph_breaks(kernel, is_symmetric):
+    operator, _ = make_square(is_symmetric)
+    x = torch.randn(operator.size[0], 2, requires_grad=True)
+
+    def fn(x):
+        return diffuse(operator, x, 2, 0.1, 0.9, dropout=0.5).tanh()
+
+    torch._dynamo.reset()
+    with use_backend(kernel):
+        torch.manual_seed(0)
+        out = torch.compile(fn, fullgraph=True, backend='aot_eager')(x)
+        (grad,) = torch.autograd.grad(out.sum(), x)
+        torch.manual_seed(0)
+        expected = fn(x)
+        (expected_grad,) = torch.autograd.grad(expected.sum(), x)
+    assert torch.allclose(out, expected)
+    assert torch.allclose(grad, expected_grad)
+
+
+def test_diffuse_errors():
+    with pytest.raises(ValueError, match="'operator' must be square"):
+        diffuse(make_operator('wide'), torch.randn(60, 2), 1, 0.1, 0.9)
+    operator, _ = make_square(True)
+    with pytest.raises(ValueError, match="'num_layers' must be at least 0"):
+        diffuse(operator, torch.randn(23, 2), -1, 0.1, 0.9)
+    for dropout in (-0.1, 1.0):
+        with pytest.raises(ValueError, match=r"'dropout' must be a finite number in"):
+            diffuse(operator, torch.randn(23, 2), 1, 0.1, 0.9, dropout)
+    with pytest.raises(ValueError, match=r"'x' must have shape \[23, H\]"):
+        diffuse(operator, torch.randn(22, 2), 1, 0.1, 0.9)

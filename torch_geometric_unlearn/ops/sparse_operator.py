@@ -45,6 +45,7 @@ class SparseOperator:
         self.size = size
         self.is_symmetric = is_symmetric
         self._segments: dict[bool, list[Tensor]] = {}
+        self._transpose_order: Tensor | None = None
         source, target = edge_index[0], edge_index[1]
         self.rowptr, self.col, self.value = _to_csr(
             target, source, edge_weight, size[1]
@@ -74,6 +75,22 @@ class SparseOperator:
         r"""Values in the order of :obj:`edge_index`, :obj:`[E]`."""
         return self.value
 
+    @property
+    def transpose_order(self) -> Tensor:
+        r"""Place in :obj:`value` of every entry of the transpose, int64 :obj:`[E]`,
+        computed once; needs unique entries.
+        """
+        if self._transpose_order is None:
+            source, target = self.edge_index
+            by_target = (target * self.size[0] + source).argsort()
+            count = self.rowptr_t.diff()
+            source_t = torch.arange(self.size[0], device=count.device)
+            source_t = source_t.repeat_interleave(count.long())
+            by_target_t = (self.col_t.long() * self.size[0] + source_t).argsort()
+            self._transpose_order = torch.empty_like(by_target)
+            self._transpose_order[by_target_t] = by_target
+        return self._transpose_order
+
     def row_segments(self, transpose: bool = False) -> list[Tensor]:
         r"""Returns how the Triton kernel splits long rows, computed once."""
         from ._triton import split_rows
@@ -87,7 +104,7 @@ class SparseOperator:
         r"""Returns a copy on another device, or with values of another data type."""
         out = object.__new__(SparseOperator)
         out.size, out.is_symmetric = self.size, self.is_symmetric
-        out._segments = {}
+        out._segments, out._transpose_order = {}, None
         for suffix in ('', '_t'):
             if suffix and self.is_symmetric:
                 out.rowptr_t, out.col_t = out.rowptr, out.col
@@ -139,6 +156,31 @@ def bipartite_operators(
         edge_index.flip(0), weight, (num_items, num_users)
     )
     return both, item_to_user
+
+
+def self_loop_operator(
+    edge_index: Tensor, num_users: int, num_items: int
+) -> SparseOperator:
+    r"""Returns :math:`\mathbf{D}^{-1/2} (\mathbf{A} + \mathbf{I}) \mathbf{D}^{-1/2}`
+    of the training interactions over users and items (users first), where degrees count
+    the self loop; PyG's :obj:`gcn_norm` in symmetric form.
+
+    Args:
+        edge_index (torch.Tensor): (user, item) pairs, int64 :obj:`[2, E]`.
+        num_users (int): Number of users.
+        num_items (int): Number of items.
+    """
+    num_nodes = num_users + num_items
+    user, item = edge_index[0], edge_index[1] + num_users
+    loop = torch.arange(num_nodes, device=edge_index.device)
+    source, target = torch.cat([user, item, loop]), torch.cat([item, user, loop])
+    norm = _inv_sqrt(degree(target, num_nodes))
+    return SparseOperator(
+        torch.stack([source, target]),
+        norm[source] * norm[target],
+        (num_nodes, num_nodes),
+        is_symmetric=True,
+    )
 
 
 def target_degree_operator(

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torch_geometric_unlearn import typing
-from torch_geometric_unlearn.utils.check import check_choice, check_int
+from torch_geometric_unlearn.utils.check import check_choice, check_float, check_int
 
 from ._reference import gather_scatter
 from .sparse_operator import SparseOperator
@@ -170,17 +170,19 @@ def _spmm(x: Tensor, csr: list[Tensor], csr_t: list[Tensor]) -> Tensor:
 
 
 @torch.library.custom_op(
-    'torch_geometric_unlearn::layer_mean',
+    'torch_geometric_unlearn::propagate',
     mutates_args=(),
-    schema='(Tensor x, int num_layers, Tensor[] csr, Tensor[] csr_t) -> Tensor',
+    schema='(Tensor x, int num_layers, float restart, Tensor[] csr, Tensor[] csr_t) '
+    '-> Tensor',
 )
-def _layer_mean(
-    x: Tensor, num_layers: int, csr: list[Tensor], csr_t: list[Tensor]
+def _propagate(
+    x: Tensor, num_layers: int, restart: float, csr: list[Tensor], csr_t: list[Tensor]
 ) -> Tensor:
-    out = x
-    for _ in range(num_layers):  # Horner's scheme: X + A (X + A (X + ...)).
-        out = _add_product(csr, out, x)
-    return out / (num_layers + 1)
+    start = x if restart == 1 else restart * x
+    out = x.clone() if num_layers == 0 else x  # The result must be no view of `x`.
+    for _ in range(num_layers):  # Horner's scheme: r X + A (r X + A (r X + ...)).
+        out = _add_product(csr, out, start)
+    return out
 
 
 @_spmm.register_fake
@@ -188,9 +190,9 @@ def _(x: Tensor, csr: list[Tensor], csr_t: list[Tensor]) -> Tensor:
     return x.new_empty(csr[0].size(0) - 1, x.size(1))
 
 
-@_layer_mean.register_fake
+@_propagate.register_fake
 def _(
-    x: Tensor, num_layers: int, csr: list[Tensor], csr_t: list[Tensor]
+    x: Tensor, num_layers: int, restart: float, csr: list[Tensor], csr_t: list[Tensor]
 ) -> Tensor:
     return torch.empty_like(x)
 
@@ -202,19 +204,20 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad_out: Tensor) -> Any:
-    # The transposed operator gives the gradient of either, for any number of layers.
+    # The transposed operator gives the gradient of either, for any number of layers,
+    # since both are polynomials in one matrix.
     csr, csr_t = (
         list(ctx.saved_tensors[: ctx.num_tensors]),
         list(ctx.saved_tensors[ctx.num_tensors :]),
     )
-    function = _layer_mean if ctx.args else _spmm
+    function = _propagate if ctx.args else _spmm
     grad = function(grad_out.contiguous(), *ctx.args, csr_t, csr)
     nothing = [None] * ctx.num_tensors
     return (grad, *[None] * len(ctx.args), nothing, nothing)
 
 
 _spmm.register_autograd(_backward, setup_context=_setup_context)
-_layer_mean.register_autograd(_backward, setup_context=_setup_context)
+_propagate.register_autograd(_backward, setup_context=_setup_context)
 
 
 def spmm(operator: SparseOperator, x: Tensor) -> Tensor:
@@ -260,12 +263,63 @@ def layer_mean(operator: SparseOperator, x: Tensor, num_layers: int) -> Tensor:
         ValueError: If :obj:`x` has the wrong number of rows, the matrix is not square,
             or :obj:`num_layers` is negative.
     """
+    _check_square(operator, num_layers)
+    operator, x, dtype = _prepare(operator, x)
+    out = _propagate(x, num_layers, 1.0, _csr(operator), _csr(operator, True))
+    return (out / (num_layers + 1)).to(dtype)
+
+
+def diffuse(
+    operator: SparseOperator,
+    x: Tensor,
+    num_layers: int,
+    alpha: float,
+    beta: float,
+    dropout: float = 0.0,
+) -> Tensor:
+    r"""Propagates :obj:`num_layers` times with a restart at the input
+
+    .. math::
+        \mathbf{X}^{(k)} = \beta \mathbf{A}^{\prime} \mathbf{X}^{(k-1)}
+        + \alpha \mathbf{X}^{(0)},
+
+    where :math:`\mathbf{A}^{\prime}` is :math:`\mathbf{A}` with every entry
+    dropped with probability :obj:`dropout` and the others divided by one minus it: one
+    draw from torch's global generator for all layers, which treats both directions
+    of an edge alone. As in :meth:`layer_mean`, no layer is kept.
+
+    Args:
+        operator (SparseOperator): A square matrix, :math:`N \times N`.
+        x (torch.Tensor): Node features :math:`(N, H)`, floating point.
+        num_layers (int): Number of propagations, at least 0.
+        alpha (float): Weight of the input.
+        beta (float): Weight of the neighbours.
+        dropout (float, optional): Probability in :math:`[0, 1)` of dropping an entry.
+            (default: :obj:`0.0`)
+
+    Returns:
+        torch.Tensor: Node features :math:`(N, H)` in the type of :obj:`x`.
+
+    Raises:
+        ValueError: If :obj:`x` has the wrong number of rows, the matrix is not square,
+            :obj:`num_layers` is negative, or :obj:`dropout` is out of range.
+    """
+    _check_square(operator, num_layers)
+    check_float(dropout, 'dropout', 0.0, 0.999)
+    operator, x, dtype = _prepare(operator, x)
+    value = operator.value * beta
+    if dropout > 0:
+        keep = torch.rand_like(value) >= dropout
+        value = value * keep / (1 - dropout)
+    csr, csr_t = _csr(operator), _csr(operator, True)
+    csr[2], csr_t[2] = value, value[operator.transpose_order]
+    return _propagate(x, num_layers, float(alpha), csr, csr_t).to(dtype)
+
+
+def _check_square(operator: SparseOperator, num_layers: int) -> None:
     check_int(num_layers, 'num_layers', 0)
     if operator.size[0] != operator.size[1]:
         raise ValueError(f"'operator' must be square (got {operator})")
-    operator, x, dtype = _prepare(operator, x)
-    out = _layer_mean(x, num_layers, _csr(operator), _csr(operator, True))
-    return out.to(dtype)
 
 
 def _prepare(
