@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.loader import TripletLoader
 from torch_geometric_unlearn.metrics import embed, ranking_metrics
-from torch_geometric_unlearn.utils.check import check_float, check_int
+from torch_geometric_unlearn.utils.check import check_choice, check_float, check_int
 from torch_geometric_unlearn.utils.resources import ResourceMeter
 
 from .checkpoint import fingerprint, load_state, load_tensors, save_tensors
@@ -54,6 +54,9 @@ def fit(
     lr: float = 1e-3,
     lr_decay: float = 0.96,
     lr_decay_epochs: int = 50,
+    lr_min: float = 0.0,
+    negatives: str = 'rejected',
+    eval_every: int = 1,
     patience: int = 20,
     metric: str = 'recall@20',
     metric_decimals: int = 4,
@@ -69,11 +72,11 @@ def fit(
     on the validation split, by the protocol of the MMRec benchmarks.
 
     Adam without weight decay; the learning rate after :math:`e` epochs is
-    :obj:`lr * lr_decay ** (e / lr_decay_epochs)`. An epoch counts as better if its
-    metric, rounded to :obj:`metric_decimals`, is strictly greater; training stops when
-    more than :obj:`patience` epochs in a row were not. Without a validation split all
-    epochs run, and the last one is kept. Interactions marked as forgotten are not
-    used. Everything runs on the device of the model.
+    :obj:`lr * lr_decay ** (e / lr_decay_epochs)`. An evaluated epoch counts as better
+    if its metric, rounded to :obj:`metric_decimals`, is strictly greater; training
+    stops when more than :obj:`patience` evaluations in a row were not. Without a
+    validation split all epochs run, and the last one is kept. Interactions marked as
+    forgotten are not used. Everything runs on the device of the model.
 
     Args:
         model (torch.nn.Module): A model that meets the model contract.
@@ -83,7 +86,13 @@ def fit(
         lr (float, optional): Learning rate. (default: :obj:`1e-3`)
         lr_decay (float, optional): Factor on it. (default: :obj:`0.96`)
         lr_decay_epochs (int, optional): Epochs per factor. (default: :obj:`50`)
-        patience (int, optional): Epochs without gain to sit out.
+        lr_min (float, optional): Floor of the learning rate. (default: :obj:`0.0`)
+        negatives (str, optional): :obj:`'rejected'` for negatives among the items of
+            the training pairs, redrawn where the user knows them; :obj:`'uniform'`
+            for any item. (default: :obj:`'rejected'`)
+        eval_every (int, optional): Epochs between evaluations; the last epoch is always
+            evaluated. (default: :obj:`1`)
+        patience (int, optional): Evaluations without gain to sit out.
             (default: :obj:`20`)
         metric (str, optional): :obj:`'recall@K'` or :obj:`'ndcg@K'`.
             (default: :obj:`'recall@20'`)
@@ -128,6 +137,9 @@ def fit(
     check_float(lr, 'lr', 1e-12)
     check_float(lr_decay, 'lr_decay', 1e-12, 1.0)
     check_int(lr_decay_epochs, 'lr_decay_epochs', 1)
+    check_float(lr_min, 'lr_min', 0.0)
+    check_choice(negatives, 'negatives', ('rejected', 'uniform'))
+    check_int(eval_every, 'eval_every', 1)
     ks = (10, 20) if metric in _METRICS else (_parse_metric(metric),)
     schema.validate(data)
     if checkpoint is not None and Path(checkpoint).exists() and not resume:
@@ -139,6 +151,9 @@ def fit(
         'lr': lr,
         'lr_decay': lr_decay,
         'lr_decay_epochs': lr_decay_epochs,
+        'lr_min': lr_min,
+        'negatives': negatives,
+        'eval_every': eval_every,
         'metric': metric,
         'metric_decimals': metric_decimals,
         'seed': seed,
@@ -148,11 +163,13 @@ def fit(
     device = next(model.parameters()).device
     graph = model.build_graph(data)  # type: ignore[operator]
     train_pairs = schema.retained_edge_index(data)
-    run = _Run(
-        model,
-        TripletLoader(train_pairs, schema.num_items(data), batch_size, seed=seed),
-        settings,
-    )
+    num_items = schema.num_items(data)
+    pool: dict[str, Tensor] = {}
+    if negatives == 'uniform':
+        known = train_pairs.new_empty(2, 0)
+        pool = {'known': known, 'negative_items': torch.arange(num_items)}
+    loader = TripletLoader(train_pairs, num_items, batch_size, seed=seed, **pool)
+    run = _Run(model, loader, settings)
     if compile is not None:
         run.loss = torch.compile(run.loss, **compile)
     validation = schema.held_out(data, 'val').to(device)
@@ -169,9 +186,10 @@ def fit(
             if run.num_bad > patience or run.stopped:
                 break
             began = meter.elapsed
-            run.set_lr(lr * lr_decay ** (epoch / lr_decay_epochs))
+            run.set_lr(max(lr_min, lr * lr_decay ** (epoch / lr_decay_epochs)))
             row = {'epoch': float(epoch), 'loss': run.train_epoch(graph, autocast)}
-            if validation.size(1) > 0:
+            due = (epoch + 1) % eval_every == 0 or epoch + 1 == num_epochs
+            if validation.size(1) > 0 and due:
                 emb = embed(model, graph)
                 row |= ranking_metrics(*emb, validation, exclude, ks=ks)
             row |= {'lr': run.lr, 'seconds': meter.elapsed - began}
@@ -187,6 +205,8 @@ def fit(
             bar.set_postfix({'loss': row['loss'], **shown})
         if run.best_state is not None:
             model.load_state_dict(run.best_state)
+        else:
+            run.result.best_epoch = len(run.result.history) - 1
     run.result.seconds = spent + meter.seconds
     run.result.peak_memory = meter.peak_memory
     return run.result
@@ -254,7 +274,6 @@ class _Run:
         result = self.result
         result.history.append(row)
         if metric not in row:
-            result.best_epoch = int(row['epoch'])
             return
         best = result.best_metric
         if best != best or round(row[metric], decimals) > round(best, decimals):

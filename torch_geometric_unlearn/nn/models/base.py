@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -36,11 +37,14 @@ class Table(NamedTuple):
         rows (str): :obj:`'user'`, :obj:`'item'`, or :obj:`'node'` for users first,
             then items.
         is_raw (bool): Whether it is a trainable copy of raw item features.
+        init (callable): Fills a fresh table of the same shape in place, as the model
+            itself did at first.
     """
 
     parameter: Tensor
     rows: str
     is_raw: bool = False
+    init: Callable[[Tensor], Any] = torch.nn.init.xavier_uniform_
 
 
 class Recommender(torch.nn.Module, ABC):
@@ -50,7 +54,21 @@ class Recommender(torch.nn.Module, ABC):
     model, so that no deleted interaction survives in a stale cache. A :obj:`graph`
     has the attribute :obj:`edge_index` :obj:`[2, E]`, the interactions it was built
     from, and a method :obj:`to(device)`.
+
+    A model with several branches may also have these methods, which some unlearners
+    look into; over nodes, users come first, then items:
+
+    - :obj:`branch_embeddings(graph)` returns the representations :math:`(N, H)` of
+      all nodes by branch, after the user-item graph and before the fusion,
+    - :obj:`fuse(graph, branch_embeddings)` returns user and item embeddings from them,
+      so that both in a row are :meth:`forward`,
+    - :obj:`content_embeddings(graph)` returns item representations
+      :math:`(N_{item}, H)` by modality, before any graph of interactions.
     """
+
+    #: Whether :meth:`loss` is the :obj:`'mean'` or the :obj:`'sum'` over a batch, which
+    #: a method that adds a term of its own has to know.
+    reduction: str = 'mean'
 
     @abstractmethod
     def build_graph(self, data: HeteroData) -> Any:

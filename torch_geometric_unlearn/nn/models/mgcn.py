@@ -20,6 +20,7 @@ from torch_geometric_unlearn.ops import (
 from torch_geometric_unlearn.utils.check import check_float, check_int
 from torch_geometric_unlearn.utils.knn import cosine_knn_graph
 
+from ._checks import check_modalities, check_sizes
 from .base import Recommender, Table, Triplets
 
 
@@ -117,17 +118,6 @@ class MGCN(Recommender):
         train_features: bool = True,
     ) -> None:
         super().__init__()
-        if len(features) == 0:
-            raise ValueError(
-                "'features' must hold at least one modality (got none). MGCN is a "
-                'multimodal model; without features, use a collaborative one.'
-            )
-        for name in features:
-            if not name.isidentifier() or hasattr(ModuleDict, name):
-                raise ValueError(
-                    f"'{name}' can't name a modality, since its modules are named by "
-                    f"it. Use a plain word such as 'image'."
-                )
         self.num_users = check_int(num_users, 'num_users', 1)
         self.num_items = check_int(num_items, 'num_items', 1)
         self.hidden_channels = check_int(hidden_channels, 'hidden_channels', 1)
@@ -139,7 +129,7 @@ class MGCN(Recommender):
         )
         self.temperature = check_float(temperature, 'temperature', 1e-6)
         self.batch_size = check_int(batch_size, 'batch_size', 1)
-        self.modalities = list(features)
+        self.modalities = check_modalities(features, 'MGCN')
 
         H = hidden_channels
         self.user_embedding = Embedding(num_users, H)
@@ -183,7 +173,8 @@ class MGCN(Recommender):
             ValueError: If model and data differ in users, items or modalities.
         """
         schema.validate(data)
-        self._check_sizes(data)
+        channels = {name: self._channels(name) for name in self.modalities}
+        check_sizes(data, self.num_users, self.num_items, channels)
         edge_index = schema.retained_edge_index(data)
         both, item_to_user = bipartite_operators(
             edge_index, self.num_users, self.num_items
@@ -200,31 +191,39 @@ class MGCN(Recommender):
         graph = MGCNGraph(edge_index, both, item_to_user, similar)
         return graph.to(self.user_embedding.weight.device)
 
-    def encode(
-        self, graph: MGCNGraph, nodes: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        r"""Returns the behaviour representations and the fused multimodal ones.
-
-        Args:
-            graph (MGCNGraph): The result of :meth:`build_graph`.
-            nodes (torch.Tensor, optional): Nodes to return, users first, then items,
-                int64 :obj:`[n]`; all if not given. The fuser acts on every node by
-                itself, so only that many pass through it. (default: :obj:`None`)
-
-        Returns:
-            (torch.Tensor, torch.Tensor): Both :math:`(n, H)`.
+    def branch_embeddings(self, graph: MGCNGraph) -> dict[str, Tensor]:
+        r"""Returns the behaviour representations as :obj:`'id'` and the view of every
+        modality, each :math:`(N_{user} + N_{item}, H)`, users first.
         """
-        behaviour = self._behaviour(graph)
-        views = [self._modality_view(graph, name) for name in self.modalities]
-        if nodes is not None:
-            behaviour = behaviour.index_select(0, nodes)
-            views = [view.index_select(0, nodes) for view in views]
-        return behaviour, self._fuse(behaviour, views)
+        x = torch.cat([self.user_embedding.weight, self.item_embedding.weight])
+        out = {'id': self.user_item_conv(x, graph.user_item)}
+        for name, x in self.content_embeddings(graph).items():
+            x = self.item_embedding.weight * self.purifier[name](x).sigmoid()
+            x = self.conv(x, graph.similar[name])
+            out[name] = torch.cat([self.conv(x, graph.item_to_user), x])
+        return out
+
+    def content_embeddings(self, graph: MGCNGraph) -> dict[str, Tensor]:
+        r"""Returns the projected features, before the gate,
+        :math:`(N_{item}, H)` by modality.
+        """
+        return {
+            name: self.projection[name](self.features[name].weight)
+            for name in self.modalities
+        }
+
+    def fuse(
+        self, graph: MGCNGraph, branch_embeddings: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        r"""Returns user and item embeddings from the result of
+        :meth:`branch_embeddings`.
+        """
+        out = branch_embeddings['id'] + self._fuse(branch_embeddings)
+        user_emb, item_emb = out.split([self.num_users, self.num_items])
+        return user_emb, item_emb
 
     def forward(self, graph: MGCNGraph) -> tuple[Tensor, Tensor]:
-        behaviour, fused = self.encode(graph)
-        user_emb, item_emb = (behaviour + fused).split([self.num_users, self.num_items])
-        return user_emb, item_emb
+        return self.fuse(graph, self.branch_embeddings(graph))
 
     def loss(self, graph: MGCNGraph, batch: Triplets) -> Tensor:
         r"""Returns BPR, plus the L2 regulariser on the batch's final representations,
@@ -232,7 +231,13 @@ class MGCN(Recommender):
         """
         pos, neg = batch.pos_item + self.num_users, batch.neg_item + self.num_users
         size = batch.user.numel()
-        behaviour, fused = self.encode(graph, torch.cat([batch.user, pos, neg]))
+        # The fuser acts on every node by itself, so only the batch passes through it.
+        nodes = torch.cat([batch.user, pos, neg])
+        branches = {
+            name: x.index_select(0, nodes)
+            for name, x in self.branch_embeddings(graph).items()
+        }
+        behaviour, fused = branches['id'], self._fuse(branches)
         out = behaviour + fused
         user_emb, pos_emb, neg_emb = out.split(size)
         bpr = bpr_loss((user_emb * pos_emb).sum(-1), (user_emb * neg_emb).sum(-1))
@@ -267,23 +272,17 @@ class MGCN(Recommender):
             *(Table(p, schema.ITEM, True) for p in self.features.parameters()),
         ]
 
-    def _behaviour(self, graph: MGCNGraph) -> Tensor:
-        x = torch.cat([self.user_embedding.weight, self.item_embedding.weight])
-        return self.user_item_conv(x, graph.user_item)
+    def _channels(self, name: str) -> int:
+        return self.projection[name].in_features  # type: ignore[return-value]
 
-    def _modality_view(self, graph: MGCNGraph, name: str) -> Tensor:
-        x = self.projection[name](self.features[name].weight)
-        x = self.item_embedding.weight * self.purifier[name](x).sigmoid()
-        x = self.conv(x, graph.similar[name])
-        return torch.cat([self.conv(x, graph.item_to_user), x])
-
-    def _fuse(self, behaviour: Tensor, views: list[Tensor]) -> Tensor:
+    def _fuse(self, branches: Mapping[str, Tensor]) -> Tensor:
+        views = [branches[name] for name in self.modalities]
         score = [self.attention_query(self.attention_hidden(v).tanh()) for v in views]
         alpha = torch.cat(score, dim=1).softmax(dim=1)
         shared = (alpha.unsqueeze(-1) * torch.stack(views, dim=1)).sum(dim=1)
         out = shared
         for name, view in zip(self.modalities, views):
-            gate = self.preference[name](behaviour).sigmoid()
+            gate = self.preference[name](branches['id']).sigmoid()
             out = out + gate * (view - shared)
         return out / (len(views) + 1)
 
@@ -296,29 +295,6 @@ class MGCN(Recommender):
                 f"{list(store.keys())}). Build it with 'ItemKNNGraph'."
             )
         return store.edge_index, store.edge_weight
-
-    def _check_sizes(self, data: HeteroData) -> None:
-        got = (schema.num_users(data), schema.num_items(data))
-        expected = (self.num_users, self.num_items)
-        if got != expected:
-            raise ValueError(
-                f'The model has {expected[0]} users and {expected[1]} items, but the '
-                f'data has {got[0]} and {got[1]}. Node ids must not shift; pass the '
-                f'data that the model was built for.'
-            )
-        missing = set(self.modalities) - set(schema.modalities(data))
-        if missing:
-            raise ValueError(
-                f'The model needs the modalities {self.modalities}, but the items '
-                f'carry {schema.modalities(data)}'
-            )
-        for name in self.modalities:
-            channels = self.projection[name].in_features
-            if data[schema.ITEM][f'x_{name}'].size(1) != channels:
-                raise ValueError(
-                    f"The model needs 'x_{name}' with {channels} channels (got "
-                    f'{data[schema.ITEM][f"x_{name}"].size(1)})'
-                )
 
     def __repr__(self) -> str:
         return (
