@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from torch_geometric_unlearn.transforms import ForgetInteractions, ForgetItems
@@ -29,3 +30,13 @@ def test_initial_distribution(data, trained):
 def test_single_interactions_reset_nothing(data, trained):
     result = RowReset()(trained, ForgetInteractions(ratio=0.1)(data))
     assert max(result.touched.values()) == 0
+
+
+def test_refuses_a_model_without_id_table(data, trained):
+    class OnlyRaw(type(trained)):
+        def tables(self):
+            return [table for table in super().tables() if table.is_raw]
+
+    model = OnlyRaw.from_data(data, hidden_channels=4)
+    with pytest.raises(ValueError, match="'OnlyRaw' has no ID table to draw rows of"):
+        RowReset()(model, ForgetItems([2])(data))

@@ -10,7 +10,7 @@ from torch_geometric_unlearn.nn.functional import reverse_bpr_loss
 from torch_geometric_unlearn.utils.check import check_choice, check_float
 
 from .reverse_repair import ReverseRepair, Workspace
-from .row_reset import reset_rows
+from .row_reset import lacks_id_table, reset_rows
 
 
 class MMRecUn(ReverseRepair):
@@ -84,6 +84,10 @@ class MMRecUn(ReverseRepair):
         self.alpha = check_float(alpha, 'alpha', 0.0, 1.0)
         self.row_reset = row_reset
 
+    def supports(self, model: torch.nn.Module, data: HeteroData) -> tuple[bool, str]:
+        reason = lacks_id_table(model) if self.row_reset else ''
+        return (False, reason) if reason else super().supports(model, data)
+
     def _start(self, work: Workspace) -> torch.optim.Optimizer:
         parameters = [p for p in work.model.parameters() if p.requires_grad]
         return torch.optim.Adam(parameters, lr=self.lr_reverse, fused=True)
@@ -107,20 +111,8 @@ class MMRecUn(ReverseRepair):
         num_batches = max(len(work.forget_loader), len(work.retain_loader))
         if self.repair_batches is not None:
             num_batches = self.repair_batches
-        total = torch.zeros((), device=work.device)
-        pairs = zip(_endless(work.forget_loader), _endless(work.retain_loader))
-        for forget_batch, retain_batch in islice(pairs, num_batches):
-            work.repair_optimizer.zero_grad(set_to_none=True)
-            pos_score, neg_score, _ = work.scores(forget_batch.to(work.device))
-            reverse = reverse_bpr_loss(pos_score, neg_score, self.form)
-            work.model.train()
-            repair = work.model.loss(  # type: ignore[operator]
-                work.graph, retain_batch.to(work.device)
-            )
-            (self.alpha * repair + (1 - self.alpha) * reverse).backward()
-            work.repair_optimizer.step()
-            total += reverse.detach()
-        return {'reverse_loss': float(total) / max(1, num_batches)}
+        loss = joint_pass(work, self.form, self.alpha, num_batches)
+        return {'reverse_loss': loss}
 
     def _repair(self, work: Workspace) -> dict[str, Any]:
         return {} if self.schedule == 'joint' else super()._repair(work)
@@ -132,6 +124,46 @@ class MMRecUn(ReverseRepair):
         if self.row_reset:
             reset_rows(model, data)
         return model, history
+
+
+def joint_pass(
+    work: Workspace,
+    form: str,
+    alpha: float,
+    num_batches: int,
+    max_norm: float | None = None,
+) -> float:
+    r"""Runs steps on :math:`\alpha \mathcal{L}_{repair} + (1 - \alpha)
+    \mathcal{L}_{reverse}` in place and returns the mean reverse loss.
+
+    Args:
+        work (Workspace): What the steps work on.
+        form (str): Reading of the reverse loss.
+        alpha (float): The weight :math:`\alpha`; at 0 no retained batch is looked at.
+        num_batches (int): Number of steps; a side with fewer batches starts again.
+        max_norm (float, optional): Largest norm of the gradient. (default: :obj:`None`)
+    """
+    parameters = [p for p in work.model.parameters() if p.requires_grad]
+    total = torch.zeros((), device=work.device)
+    pairs = zip(_endless(work.forget_loader), _endless(work.retain_loader))
+    for forget_batch, retain_batch in islice(pairs, num_batches):
+        work.repair_optimizer.zero_grad(set_to_none=True)
+        pos_score, neg_score, _ = work.scores(forget_batch.to(work.device))
+        loss = reverse = reverse_bpr_loss(pos_score, neg_score, form)
+        if alpha > 0:
+            work.model.train()
+            repair = work.model.loss(  # type: ignore[operator]
+                work.graph, retain_batch.to(work.device)
+            )
+            if getattr(work.model, 'reduction', 'mean') == 'sum':
+                loss = reverse * retain_batch.user.numel()
+            loss = alpha * repair + (1 - alpha) * loss
+        loss.backward()
+        if max_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+        work.repair_optimizer.step()
+        total += reverse.detach()
+    return float(total) / max(1, num_batches)
 
 
 def _endless(loader: Any) -> Any:

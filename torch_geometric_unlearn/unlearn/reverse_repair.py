@@ -83,6 +83,9 @@ class ReverseRepair(Unlearner):
         seed (int): Seed of every random choice.
     """
 
+    #: Whether to skip the reverse step while the target is met.
+    pauses: bool = True
+
     def __init__(
         self,
         num_epochs: int,
@@ -142,7 +145,8 @@ class ReverseRepair(Unlearner):
         for epoch in range(self.num_epochs):
             with ResourceMeter(work.device) as meter:
                 row: dict[str, Any] = {'epoch': epoch}
-                reversing = not (history and history[-1]['target_met'])
+                met = bool(history and history[-1]['target_met'])
+                reversing = not (self.pauses and met)
                 if reversing:
                     row |= self._reverse(work, state)
                 row |= {'reversed': reversing} | self._repair(work)

@@ -22,8 +22,9 @@ class RowReset(Unlearner):
 
     Args:
         seed (int, optional): Seed of the draw. (default: :obj:`0`)
-        init (callable, optional): Fills a fresh table of the same shape in place.
-            (default: :obj:`torch.nn.init.xavier_uniform_`)
+        init (callable, optional): Fills a fresh table of the same shape in place; if
+            :obj:`None`, what the model's :obj:`tables()` name.
+            (default: :obj:`None`)
 
     Example:
         >>> result = RowReset()(model, ForgetUsers([3])(data))
@@ -34,15 +35,14 @@ class RowReset(Unlearner):
     def __init__(
         self,
         seed: int = 0,
-        init: Callable[[Tensor], Any] = torch.nn.init.xavier_uniform_,
+        init: Callable[[Tensor], Any] | None = None,
     ) -> None:
         super().__init__(seed)
         self.init = init
 
     def supports(self, model: torch.nn.Module, data: HeteroData) -> tuple[bool, str]:
-        if not hasattr(model, 'tables'):
-            return False, f"'{type(model).__name__}' does not tell its 'tables()'"
-        return super().supports(model, data)
+        reason = lacks_id_table(model)
+        return (False, reason) if reason else super().supports(model, data)
 
     def _unlearn(
         self, model: torch.nn.Module, data: HeteroData, retained: HeteroData
@@ -51,11 +51,20 @@ class RowReset(Unlearner):
         return model, []
 
 
+def lacks_id_table(model: torch.nn.Module) -> str:
+    r"""Returns why the model has no row to draw anew, or an empty string."""
+    if not hasattr(model, 'tables'):
+        return f"'{type(model).__name__}' does not tell its 'tables()'"
+    if all(table.is_raw for table in model.tables()):  # type: ignore[operator]
+        return f"'{type(model).__name__}' has no ID table to draw rows of"
+    return ''
+
+
 @torch.no_grad()
 def reset_rows(
     model: torch.nn.Module,
     data: HeteroData,
-    init: Callable[[Tensor], Any] = torch.nn.init.xavier_uniform_,
+    init: Callable[[Tensor], Any] | None = None,
 ) -> None:
     r"""Draws the ID rows of the users and items that :obj:`data` deletes anew, in
     place, from torch's global generator.
@@ -65,7 +74,7 @@ def reset_rows(
         if table.is_raw:
             continue
         fresh = torch.empty_like(table.parameter)
-        init(fresh)
+        (init or table.init)(fresh)
         for node_type in (schema.USER, schema.ITEM):
             key = f'forget_{node_type}s'
             if key not in data or table.rows not in (node_type, 'node'):
