@@ -15,7 +15,7 @@ from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn import typing
 from torch_geometric_unlearn.datasets import SyntheticMultimodal
-from torch_geometric_unlearn.nn import MGCN
+from torch_geometric_unlearn.nn import MGCN, MIGGT
 from torch_geometric_unlearn.train import fit
 from torch_geometric_unlearn.utils.seed import isolated_seed
 
@@ -34,6 +34,16 @@ def trained() -> MGCN:
         model = MGCN.from_data(data, hidden_channels=16)
     fit(model, data, num_epochs=60, lr=5e-3, batch_size=128)
     return model.requires_grad_(True)
+
+
+@pytest.fixture(scope='session')
+def trained_miggt() -> MIGGT:
+    r"""A MIG-GT trained on the tiny data set; tests must not change it."""
+    data = SyntheticMultimodal('tiny')[0]
+    with isolated_seed(0):
+        model = MIGGT.from_data(data, hidden_channels=16, encoder_channels=32)
+    fit(model, data, num_epochs=60, lr=5e-3, batch_size=128)
+    return model
 
 
 @pytest.fixture

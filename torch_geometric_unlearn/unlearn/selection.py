@@ -130,30 +130,58 @@ def popularity_matched_pairs(
     Returns:
         torch.Tensor: Pairs, int64 :obj:`[2, m]` with :math:`m \leq n`.
     """
-    device = pairs.device
-    pairs, known = pairs.cpu(), known.cpu()
-    rng = generator(seed)
-    order = train_items.cpu().bincount(minlength=num_items).argsort(stable=True)
-    place = torch.empty_like(order)
-    place[order] = torch.arange(num_items)
-    decile = place * 10 // num_items
-    first = -(-(torch.arange(10) * num_items) // 10)
-    size = torch.cat([first[1:], torch.tensor([num_items])]) - first
-    wanted = decile[pairs[1]]
-    codes = known[0] * num_items + known[1]
-    item = pairs[1].clone()
-    pending = torch.arange(pairs.size(1))
-    for _ in range(100):
-        draw = torch.rand(pending.numel(), generator=rng)
-        group = wanted[pending]
-        item[pending] = order[first[group] + (draw * size[group]).long()]
-        taken = torch.isin(pairs[0, pending] * num_items + item[pending], codes)
-        pending = pending[taken]
-        if pending.numel() == 0:
-            break
-    keep = torch.ones(pairs.size(1), dtype=torch.bool)
-    keep[pending] = False
-    return torch.stack([pairs[0], item])[:, keep].to(device)
+    matcher = PopularityMatcher(known, train_items, num_items, seed)
+    item, found = matcher(pairs)
+    return torch.stack([pairs[0], item])[:, found]
+
+
+class PopularityMatcher:
+    r"""Draws items as popular as given ones that a user isn't known to like.
+
+    Args:
+        known (torch.Tensor): Known positives, int64 :obj:`[2, *]`.
+        train_items (torch.Tensor): Item of every training interaction, int64
+            :obj:`[E]`.
+        num_items (int): Number of items.
+        seed (int, optional): Seed of the draws. (default: :obj:`0`)
+    """
+
+    def __init__(
+        self, known: Tensor, train_items: Tensor, num_items: int, seed: int = 0
+    ) -> None:
+        self.generator = generator(seed)
+        self.num_items = num_items
+        self.codes = (known[0] * num_items + known[1]).cpu()
+        count = train_items.cpu().bincount(minlength=num_items)
+        self.order = count.argsort(stable=True)
+        place = torch.empty_like(self.order)
+        place[self.order] = torch.arange(num_items)
+        self.decile = place * 10 // num_items
+        self.first = -(-(torch.arange(10) * num_items) // 10)
+        end = torch.cat([self.first[1:], torch.tensor([num_items])])
+        self.size = end - self.first
+
+    def __call__(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Returns an item from the same popularity decile for every pair, int64
+        :obj:`[n]`, and whether a hundred draws found one, bool :obj:`[n]`; where they
+        didn't, the last draw stays.
+        """
+        device, pairs = pairs.device, pairs.cpu()
+        wanted = self.decile[pairs[1]]
+        item = pairs[1].clone()
+        pending = torch.arange(pairs.size(1))
+        for _ in range(100):
+            draw = torch.rand(pending.numel(), generator=self.generator)
+            group = wanted[pending]
+            place = self.first[group] + (draw * self.size[group]).long()
+            item[pending] = self.order[place]
+            codes = pairs[0, pending] * self.num_items + item[pending]
+            pending = pending[torch.isin(codes, self.codes)]
+            if pending.numel() == 0:
+                break
+        found = torch.ones(pairs.size(1), dtype=torch.bool)
+        found[pending] = False
+        return item.to(device), found.to(device)
 
 
 class Selector:

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch_geometric.data import HeteroData
+
+from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.nn.models.deletion_operators import OUT, DeletionOperators
+from torch_geometric_unlearn.utils.check import check_float, check_int
+from torch_geometric_unlearn.utils.seed import generator
+
+from ._second_order import near_nodes
+from .base import Unlearner
+from .selection import ForgetTarget
+
+
+class GNNDelete(Unlearner):
+    r"""Learns deletion operators on a frozen model, from the `"GNNDelete: A General
+    Strategy for Unlearning in Graph Neural Networks"
+    <https://arxiv.org/abs/2302.13406>`_ paper.
+
+    For the representations :math:`\mathbf{z}` after the propagation of every branch,
+    and after the fusion, an operator minimises, with :math:`\mathbf{z}^{\prime}` its
+    output,
+
+    .. math::
+        a \, \textrm{MSE}(\mathbf{z}^{\prime}_{u, i}, \mathbf{z}_{p, q})
+        + (1 - a) \, \textrm{MSE}(\mathbf{z}^{\prime}_w, \mathbf{z}_w)
+
+    over forgotten pairs :math:`(u, i)`, random unrelated pairs :math:`(p, q)`
+    (*deleted edge consistency*), and nodes :math:`w` within one hop that are no end of
+    a forgotten pair (*neighbourhood influence*); :math:`\mathbf{z}` is the frozen
+    model's, over the retained interactions. The result is a
+    :class:`~torch_geometric_unlearn.nn.models.DeletionOperators` model, so this changes
+    the architecture.
+
+    Ours: where the operators sit, their start from the identity, and training them one
+    layer after the other; since the model is frozen and every layer has a loss and an
+    optimiser of its own, this saves all propagation but one.
+
+    Args:
+        weight (float, optional): The weight :math:`a \in [0, 1]`.
+            (default: :obj:`0.5`)
+        lr (float, optional): Learning rate of Adam. (default: :obj:`1e-3`)
+        num_steps (int, optional): Steps per operator, each over all forgotten pairs.
+            (default: :obj:`500`)
+        seed (int, optional): Seed of every random choice. (default: :obj:`0`)
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> result = GNNDelete(num_steps=2)(model, ForgetUsers([3])(data))
+        >>> sorted(result.model.operators)
+        ['id', 'image', 'out', 'text']
+    """
+
+    def __init__(
+        self,
+        weight: float = 0.5,
+        lr: float = 1e-3,
+        num_steps: int = 500,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(seed)
+        self.weight = check_float(weight, 'weight', 0.0, 1.0)
+        self.lr = check_float(lr, 'lr', 0.0)
+        self.num_steps = check_int(num_steps, 'num_steps', 1)
+
+    @torch.no_grad()
+    def _unlearn(
+        self, model: torch.nn.Module, data: HeteroData, retained: HeteroData
+    ) -> tuple[torch.nn.Module, list[dict[str, Any]]]:
+        device = next(model.parameters()).device
+        training = model.training
+        model.eval()
+        graph: Any = model.build_graph(retained)  # type: ignore[operator]
+        has_branches = hasattr(model, 'branch_embeddings') and hasattr(model, 'fuse')
+        original: dict[str, Tensor] = {}
+        if has_branches:
+            original = model.branch_embeddings(graph)  # type: ignore[operator]
+        original[OUT] = torch.cat(model(graph))
+
+        pairs = schema.forgotten_edge_index(data)
+        num_users = schema.num_users(data)
+        near = torch.cat(near_nodes(data, pairs, 1)).to(device)
+        shift = torch.tensor([[0], [num_users]], device=device)
+        ends = (pairs.to(device) + shift).flatten()
+        neighbours = near.clone()
+        neighbours[ends] = False
+        out = DeletionOperators(
+            model, near, {name: x.size(1) for name, x in original.items()}
+        )
+        targets = _Targets(data, ends, neighbours.nonzero().view(-1), self.seed)
+        history = []
+        branches = [name for name in original if name != OUT]
+        for name in branches:
+            source = original[name]
+            history.append(self._fit(out, name, source, original[name], targets))
+        if has_branches:
+            source = torch.cat(
+                model.fuse(graph, out.branch_embeddings(graph))  # type: ignore[operator]
+            )
+        else:
+            source = original[OUT]
+        history.append(self._fit(out, OUT, source, original[OUT], targets))
+        history[-1] |= ForgetTarget(data, retained, seed=self.seed).measure(out, graph)
+        return out.train(training), history
+
+    @torch.enable_grad()
+    def _fit(
+        self,
+        out: DeletionOperators,
+        name: str,
+        source: Tensor,
+        original: Tensor,
+        targets: _Targets,
+    ) -> dict[str, Any]:
+        r"""Trains one operator on its constant input."""
+        operator = out.operators[name]
+        optimizer = torch.optim.Adam(operator.parameters(), lr=self.lr, fused=True)
+        ends, neighbours = targets.ends, targets.neighbours
+        x_end, x_near, z_near = source[ends], source[neighbours], original[neighbours]
+        first = last = torch.zeros((), device=source.device)
+        for step in range(self.num_steps):
+            loss = self.weight * F.mse_loss(operator(x_end), original[targets.draw()])
+            if neighbours.numel() > 0:
+                influence = F.mse_loss(operator(x_near), z_near)
+                loss = loss + (1 - self.weight) * influence
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            first, last = loss.detach() if step == 0 else first, loss.detach()
+        return {'layer': name, 'first_loss': float(first), 'last_loss': float(last)}
+
+
+class _Targets:
+    r"""Nodes to train on: ends of forgotten pairs, users first, and neighbours."""
+
+    def __init__(
+        self, data: HeteroData, ends: Tensor, neighbours: Tensor, seed: int
+    ) -> None:
+        known = data[schema.EDGE_TYPE].edge_index.cpu()
+        self.num_users, self.num_items = schema.num_users(data), schema.num_items(data)
+        self.codes = schema.pair_codes(known, self.num_items)
+        self.ends = ends
+        self.neighbours = neighbours
+        self.generator = generator(seed)
+
+    def draw(self) -> Tensor:
+        r"""Returns the ends of as many random pairs, redrawn once where they are
+        interactions.
+        """
+        size = (self.ends.numel() // 2,)
+        rng = self.generator
+        user = torch.randint(self.num_users, size, generator=rng)
+        item = torch.randint(self.num_items, size, generator=rng)
+        known = torch.isin(user * self.num_items + item, self.codes)
+        again = torch.randint(self.num_items, size, generator=rng)
+        item = torch.where(known, again, item)
+        return torch.cat([user, item + self.num_users]).to(self.ends.device)
