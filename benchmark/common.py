@@ -80,14 +80,16 @@ def copy_bandwidth(device='cpu', num_bytes=256 * 2**20):
     return 2 * num_bytes / result['copy']['median']
 
 
-def finish(title, rows, columns, config, path):
-    r"""Prints the table and writes it with versions and device if a path is given."""
+def finish(title, rows, columns, config, path, extra=None):
+    r"""Prints the table and writes it with versions, device and what is to be kept
+    beside it if a path is given.
+    """
     print(title)
     print(format_table(rows, columns))
     if path:
         config = {key: config[key] for key in config if key not in PATHS}
         content = {'title': title, 'rows': rows, 'config': config}
-        save_json(path, content | {'versions': versions()})
+        save_json(path, content | {'versions': versions()} | (extra or {}))
         print(f'Wrote {path}')
 
 

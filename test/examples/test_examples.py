@@ -22,6 +22,20 @@ def test_custom_data(tmp_path):
     assert 'forgotten' in out.stdout
 
 
+def test_custom_recommender(tmp_path):
+    out = run('custom_recommender.py', cwd=tmp_path)
+    assert out.returncode == 0, out.stderr
+    header, _, *lines = out.stdout.splitlines()
+    columns = header.split()
+    rows = {line.split()[0]: dict(zip(columns, line.split())) for line in lines}
+    assert list(rows) == ['original', 'retrained', 'TRU']
+    forget = {name: float(row['forget_recall@20']) for name, row in rows.items()}
+    assert forget['original'] > 0.5
+    assert max(forget['retrained'], forget['TRU']) < 0.1
+    for row in rows.values():  # Ranking by popularity gives 0.16.
+        assert float(row['retain_recall@20']) > 0.3
+
+
 def test_tru_writes_what_it_prints(tmp_path):
     args = ['--size', 'tiny', '--json', 'result.json', '--checkpoint', 'mgcn.st']
     out = run('tru.py', *args, cwd=tmp_path)

@@ -1,18 +1,36 @@
 r"""Unlearning methods."""
 
 from .base import Unlearner, UnlearnResult
+from .certified_head import CertifiedHead
+from .cova import COVA
 from .edge_drop import EdgeDrop
+from .fine_tune import FineTune
+from .gnndelete import GNNDelete
+from .influence_function import InfluenceFunction
 from .mmrecun import MMRecUn
+from .multidelete import MultiDelete
+from .neg_grad import NegGrad
 from .retrain import Retrain
 from .row_reset import RowReset
+from .scalegun import ScaleGUN
 from .tru import TRU
+from .ultrare import UltraRE
 
 __all__ = [
+    'COVA',
     'TRU',
+    'CertifiedHead',
     'EdgeDrop',
+    'FineTune',
+    'GNNDelete',
+    'InfluenceFunction',
     'MMRecUn',
+    'MultiDelete',
+    'NegGrad',
     'Retrain',
     'RowReset',
+    'ScaleGUN',
+    'UltraRE',
     'UnlearnResult',
     'Unlearner',
 ]

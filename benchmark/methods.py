@@ -1,0 +1,232 @@
+r"""How do all methods compare on one backbone and one kind of request?
+
+    python benchmark/methods.py --backbone MGCN --out runs     # Hours; resumable.
+    python benchmark/methods.py --backbone MIGGT --out runs --regime item
+    python benchmark/methods.py --out runs --methods tru retrain
+
+Every finished method is a file in the folder, and the trainings of the original and
+the retrained model go on from their last epoch, so the command can be stopped and
+repeated. Prints the table of what is finished, and writes it with `--json`. Uses Amazon
+Baby if `TGU_REAL_DATA` names a folder that has it, else generated data.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from common import finish, load_baby
+from torch_geometric.nn import LightGCN
+
+from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.metrics import (
+    evaluate_request,
+    evaluate_split,
+    exposure,
+    trade_off,
+)
+from torch_geometric_unlearn.nn import MGCN, MIGGT, RecommenderAdapter
+from torch_geometric_unlearn.report import save_json
+from torch_geometric_unlearn.train import fit, load_model, save_model
+from torch_geometric_unlearn.transforms import (
+    ForgetInteractions,
+    ForgetItems,
+    ForgetUsers,
+)
+from torch_geometric_unlearn.unlearn import (
+    COVA,
+    TRU,
+    EdgeDrop,
+    FineTune,
+    GNNDelete,
+    InfluenceFunction,
+    MMRecUn,
+    MultiDelete,
+    NegGrad,
+    Retrain,
+    RowReset,
+    ScaleGUN,
+    UltraRE,
+)
+
+
+def build_mgcn(data):
+    return MGCN.from_data(data).to(args.device)
+
+
+def build_miggt(data):
+    model_args, _ = MIGGT.published('Baby')
+    return MIGGT.from_data(data, **model_args).to(args.device)
+
+
+def build_lightgcn(data):
+    sizes = schema.num_users(data), schema.num_items(data)
+    module = LightGCN(sum(sizes), 64, num_layers=2)
+    return RecommenderAdapter(module, *sizes, weight_decay=1e-4).to(args.device)
+
+
+BUILD = {'MGCN': build_mgcn, 'MIGGT': build_miggt, 'LightGCN': build_lightgcn}
+REGIMES = {
+    'user': ForgetUsers,
+    'item': ForgetItems,
+    'interaction': ForgetInteractions,
+}
+
+
+def make_unlearners(build_model, fit_args, seed):
+    r"""All methods by name, with a backbone's own training settings."""
+    # MIG-GT's loss is a sum with a regulariser over all nodes, made for its batch size.
+    batch = {'batch_size': fit_args.get('batch_size', 2048), 'seed': seed}
+    half = {'batch_size': batch['batch_size'] // 2, 'seed': seed}
+    return {
+        'edge_drop': EdgeDrop(seed=seed),
+        'row_reset': RowReset(seed=seed),
+        'tru': TRU(**batch),
+        'mmrecun': MMRecUn(**batch),
+        'multidelete': MultiDelete(**half),
+        'multidelete_repair': MultiDelete(repair_batches=10, **half),
+        'scalegun': ScaleGUN(seed=seed),
+        'influence': InfluenceFunction(seed=seed),
+        'gnndelete': GNNDelete(seed=seed),
+        'cova': COVA(seed=seed),
+        'neg_grad': NegGrad(**batch),
+        'fine_tune': FineTune(**batch),
+        'retrain': Retrain(build_model, seed=seed, **fit_args),
+        'ultrare': UltraRE(build_model, seed=seed, **fit_args),
+    }
+
+
+parser = argparse.ArgumentParser(allow_abbrev=False)
+parser.add_argument('--backbone', default='MGCN', choices=list(BUILD))
+parser.add_argument('--regime', default='user', choices=list(REGIMES))
+parser.add_argument('--ratio', type=float, default=0.05, help='share to forget')
+parser.add_argument('--methods', nargs='*', metavar='NAME', help='only these')
+parser.add_argument('--out', required=True, metavar='FOLDER')
+parser.add_argument('--num-epochs', type=int, help='of every training, for a quick try')
+parser.add_argument('--seed', type=int, default=999)
+parser.add_argument('--device', default='cpu')
+parser.add_argument('--json', metavar='PATH')
+args = parser.parse_args()
+
+data, name = load_baby()
+data = data.to(args.device)
+marked = REGIMES[args.regime](ratio=args.ratio, seed=args.seed)(data)
+build_model = BUILD[args.backbone]
+fit_args = MIGGT.published('Baby')[1] if args.backbone == 'MIGGT' else {}
+if args.num_epochs:
+    fit_args['num_epochs'] = args.num_epochs
+unlearners = make_unlearners(build_model, fit_args, args.seed)
+unknown = set(args.methods or ()) - set(unlearners)
+if unknown:
+    parser.error(f'unknown methods {sorted(unknown)}; there are {list(unlearners)}')
+
+out = Path(args.out)
+cells = out / f'{args.backbone}_{args.regime}_{args.seed}'
+cells.mkdir(parents=True, exist_ok=True)
+
+
+def load_original():
+    r"""The original model, trained once for all requests."""
+    path = out / f'{args.backbone}_{args.seed}.safetensors'
+    torch.manual_seed(args.seed)
+    model = build_model(data)
+    if path.exists():
+        return model, load_model(model, path)
+    result = fit(
+        model,
+        data,
+        seed=args.seed,
+        checkpoint=path.with_suffix('.ck'),
+        checkpoint_every=5,
+        resume=True,
+        **fit_args,
+    )
+    run = {
+        'best_epoch': result.best_epoch,
+        'num_epochs': len(result.history),
+        'seconds': result.seconds,
+        'peak_memory': result.peak_memory,
+        'history': result.history,
+        'test': evaluate_split(model, data),
+        'test_own_masking': evaluate_split(model, data, mask_validation=True),
+    }
+    save_model(model, path, run)
+    return model, run
+
+
+def measure(model, graph=None):
+    scores = evaluate_request(model, marked, graph=graph, ks=(10, 20))
+    return scores | exposure(model, marked, graph=graph)
+
+
+def write(method, content):
+    save_json(cells / f'{method}.json', {'method': method} | content)
+    print(f'{args.backbone}, {args.regime}-level: {method} done', flush=True)
+
+
+model, run = load_original()
+if not (cells / 'original.json').exists():
+    graph = model.build_graph(data)
+    write('original', measure(model, graph) | run)
+for method, unlearner in unlearners.items():
+    if args.methods and method not in args.methods:
+        continue
+    if (cells / f'{method}.json').exists():
+        continue
+    if method == 'ultrare' and unlearner.ensemble is None:
+        unlearner.prepare(build_model, data, model=model)
+        ensemble = unlearner.ensemble
+        history = unlearner.prepare_history
+        write(
+            'ultrare_before',
+            measure(ensemble, ensemble.build_graph(data))
+            | {'seconds': sum(row['seconds'] for row in history), 'history': history},
+        )
+    if method == 'retrain':  # Goes on from its last epoch.
+        file = cells / 'retrain.ck'
+        progress = {'checkpoint': file, 'checkpoint_every': 5, 'resume': True}
+        unlearner = Retrain(build_model, seed=args.seed, **fit_args, **progress)
+    ok, reason = unlearner.supports(model, marked)
+    if not ok:
+        write(method, {'refused': reason})
+        continue
+    start = unlearner.ensemble if method == 'ultrare' else model
+    result = unlearner(start, marked)
+    seconds = result.seconds
+    if method == 'retrain':
+        seconds = sum(row['seconds'] for row in result.history)
+    write(
+        method,
+        measure(result.model)
+        | {'seconds': seconds, 'peak_memory': result.peak_memory}
+        | {'shift': result.shift, 'history': result.history},
+    )
+
+rows, histories = [], {}
+for method in ['original', 'retrain', *unlearners, 'ultrare_before']:
+    path = cells / f'{method}.json'
+    if path.exists() and method not in [row['method'] for row in rows]:
+        row = json.loads(path.read_text())
+        histories[method] = row.pop('history', [])
+        if 'refused' not in row:
+            rows.append(row)
+by_name = {row['method']: row for row in rows}
+if 'retrain' in by_name:
+    for row in rows:
+        row['trade_off'] = trade_off(by_name['original'], by_name['retrain'], row)
+        row['speed_up'] = by_name['retrain']['seconds'] / max(row['seconds'], 1e-9)
+columns = [
+    'method',
+    'retain_recall@20',
+    'retain_ndcg@20',
+    'forget_recall@20',
+    'forget_ndcg@20',
+    'trade_off',
+    'seconds',
+    'speed_up',
+    'peak_memory',
+]
+config = vars(args) | {key: repr(value) for key, value in unlearners.items()}
+config = {key: value for key, value in config.items() if key != 'out'}
+title = f'{name}, {args.backbone}, {args.regime}-level, {args.ratio:.0%} forgotten'
+finish(title, rows, columns, config, args.json, {'histories': histories})
