@@ -56,9 +56,11 @@ def test_docstrings(name, tmp_path, monkeypatch):
 def test_readme_tour(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.S)
-    assert len(blocks) == 1
+    assert len(blocks) == 2
     scope = {}
-    exec(compile(blocks[0], 'README.md', 'exec'), scope)
+    for block in blocks:
+        exec(compile(block, 'README.md', 'exec'), scope)
+    assert type(scope['result'].model).__name__ == 'RecommenderAdapter'
     assert scope['items'].shape == (2, 5)
     assert 'forget_recall@20' in capsys.readouterr().out
     assert (tmp_path / 'unlearned.safetensors').exists()

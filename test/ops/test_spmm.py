@@ -317,13 +317,12 @@ def test_diffuse_against_dense(device, kernel, is_symmetric, num_layers):
 
 
 @pytest.mark.parametrize('kernel', backends())
-@pytest.mark.parametrize('dropout', [0.0, 0.4])
-@pytest.mark.parametrize('num_layers', [0, 3])
-def test_diffuse_derivatives(kernel, dropout, num_layers):
+@pytest.mark.parametrize(('num_layers', 'dropout'), [(0, 0.0), (2, 0.4)])
+def test_diffuse_derivatives(kernel, num_layers, dropout):
     edge_index = torch.tensor([[0, 1, 1, 2, 2], [1, 0, 2, 0, 2]])
     weight = torch.tensor([0.5, -1.0, 2.0, 0.3, 0.7], dtype=torch.float64)
     operator = SparseOperator(edge_index, weight, (3, 3))
-    x = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(3, 1, dtype=torch.float64, requires_grad=True)
 
     def fn(x):
         torch.manual_seed(11)  # One mask for all evaluations.

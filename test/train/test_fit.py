@@ -11,7 +11,7 @@ from torch_geometric.testing import onlyCUDA
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.loader import TripletLoader
 from torch_geometric_unlearn.metrics import evaluate_split
-from torch_geometric_unlearn.nn import MGCN
+from torch_geometric_unlearn.nn import MGCN, MIGGT
 from torch_geometric_unlearn.train import fit, load_model
 from torch_geometric_unlearn.transforms import DropForgotten, ForgetUsers
 from torch_geometric_unlearn.utils.seed import isolated_seed
@@ -20,6 +20,11 @@ from torch_geometric_unlearn.utils.seed import isolated_seed
 def build(data, **kwargs):
     with isolated_seed(1):
         return MGCN.from_data(data, hidden_channels=8, **kwargs)
+
+
+def build_mig_gt(data):
+    with isolated_seed(1):
+        return MIGGT.from_data(data, hidden_channels=8, encoder_channels=16)
 
 
 def test_fit_equals_a_plain_loop(data):
@@ -208,6 +213,9 @@ def test_bad_arguments(data, tmp_path):
         ({'metric': 'auc'}, "'metric' must be 'recall@K' or 'ndcg@K'"),
         ({'batch_size': 0}, "'batch_size' must be at least 1"),
         ({'seed': -1}, "'seed' must be an integer"),
+        ({'lr_min': -1.0}, "'lr_min' must be a finite number"),
+        ({'negatives': 'all'}, r"'negatives' must be one of \('rejected', 'uniform'\)"),
+        ({'eval_every': 0}, "'eval_every' must be at least 1"),
     ]
     for kwargs, message in cases:
         with pytest.raises(ValueError, match=message):
@@ -225,6 +233,10 @@ def test_bad_checkpoints(data, tmp_path):
         fit(build(data), data, num_epochs=2, checkpoint=path)
     with pytest.raises(ValueError, match=r'other settings or data .lr: 0.001 in the'):
         fit(build(data), data, num_epochs=2, lr=0.1, checkpoint=path, resume=True)
+    for change in ({'lr_min': 1e-4}, {'negatives': 'uniform'}, {'eval_every': 2}):
+        match = f'other settings or data .{next(iter(change))}:'
+        with pytest.raises(ValueError, match=match):
+            fit(build(data), data, num_epochs=2, **change, checkpoint=path, resume=True)
     with isolated_seed(1):
         other = MGCN.from_data(data, hidden_channels=16)
     with pytest.raises(ValueError, match=r'checkpoint of another model'):
@@ -253,3 +265,209 @@ def test_other_metric(data):
     result = fit(build(data), data, num_epochs=1, metric='ndcg@5')
     assert 'ndcg@5' in result.history[0]
     assert 'recall@20' not in result.history[0]
+
+
+def test_floor_of_the_learning_rate(data):
+    args = {'num_epochs': 5, 'lr': 1e-2, 'lr_decay': 0.5, 'lr_decay_epochs': 1}
+    rows = fit(build(data), data, **args, lr_min=2e-3).history
+    expected = [1e-2, 5e-3, 2.5e-3, 2e-3, 2e-3]
+    assert [row['lr'] for row in rows] == pytest.approx(expected)
+    rows = fit(build(data), data, **args).history
+    assert rows[-1]['lr'] == pytest.approx(1e-2 / 16)
+
+
+def test_floor_decides_what_is_learned(data):
+    del data.val_edge_label_index  # Or an early epoch may be the best one.
+    models = []
+    for kwargs in ({'lr_min': 1e-3}, {'lr_decay': 1.0}, {}):
+        models.append(build(data))
+        args = {'lr': 1e-3, 'lr_decay': 1e-9, 'lr_decay_epochs': 1} | kwargs
+        fit(models[-1], data, num_epochs=3, patience=5, **args)
+    first, second, third = (m.user_embedding.weight for m in models)
+    assert torch.equal(first, second)
+    assert not torch.allclose(first, third, atol=1e-4)
+
+
+def scripted(model, monkeypatch, metrics):
+    r"""Lets evaluations return given numbers, one after the other."""
+    numbers = iter(metrics)
+    monkeypatch.setattr(
+        sys.modules[fit.__module__],
+        'ranking_metrics',
+        lambda *args, **kwargs: {'recall@20': next(numbers)},
+    )
+    states = []
+    return states, lambda model, row: states.append(
+        {k: v.clone() for k, v in model.state_dict().items()}
+    )
+
+
+@pytest.mark.parametrize('num_epochs', [7, 6])
+def test_rows_that_are_evaluated(data, num_epochs):
+    result = fit(build(data), data, num_epochs=num_epochs, eval_every=3)
+    due = [row['epoch'] for row in result.history if 'recall@20' in row]
+    # Every third epoch and the last one, which may be both.
+    assert due == ([2, 5, 6] if num_epochs == 7 else [2, 5])
+    assert len(result.history) == num_epochs
+    assert all({'loss', 'lr', 'seconds'} <= set(row) for row in result.history)
+    assert result.best_epoch in due
+    best = result.history[result.best_epoch]['recall@20']
+    assert result.best_metric == best
+
+
+def test_evaluation_does_not_change_the_training(data):
+    a, b = build_mig_gt(data), build_mig_gt(data)
+    x = fit(a, data, num_epochs=4, eval_every=1, patience=9)
+    y = fit(b, data, num_epochs=4, eval_every=4, patience=9)
+    assert [r['loss'] for r in x.history] == [r['loss'] for r in y.history]
+    assert x.history[-1]['recall@20'] == y.history[-1]['recall@20']
+
+
+def test_patience_counts_evaluations(data, monkeypatch):
+    model = build_mig_gt(data)
+    states, callback = scripted(model, monkeypatch, [0.1, 0.3, 0.2, 0.3, 0.1, 0.9])
+    result = fit(
+        model,
+        data,
+        num_epochs=50,
+        eval_every=2,
+        patience=2,
+        metric_decimals=12,
+        callbacks=[callback],
+    )
+    # Evaluations 3, 4 (a draw) and 5 are no gain, the third of which is too much.
+    assert len(result.history) == 10
+    assert (result.best_epoch, result.best_metric) == (3, 0.3)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, states[3][name]), name
+
+
+def test_gain_resets_the_patience(data, monkeypatch):
+    model = build(data)
+    metrics = [0.3, 0.2, 0.3 + 1e-9, 0.2, 0.2]
+    _, callback = scripted(model, monkeypatch, metrics)
+    args = {'num_epochs': 50, 'eval_every': 2, 'patience': 1, 'callbacks': [callback]}
+    result = fit(model, data, metric_decimals=12, **args)
+    assert (len(result.history), result.best_epoch) == (10, 5)
+    _, args['callbacks'][0] = scripted(model, monkeypatch, metrics)
+    result = fit(model, data, metric_decimals=4, **args)
+    assert (len(result.history), result.best_epoch) == (6, 1)
+
+
+@pytest.mark.parametrize('has_validation', [True, False])
+def test_stop_before_the_first_evaluation(data, has_validation):
+    if not has_validation:
+        del data.val_edge_label_index
+    stop = [lambda model, row: row['epoch'] == 2]
+    result = fit(build(data), data, eval_every=5, callbacks=stop)
+    # The model holds what the last epoch has left.
+    assert len(result.history) == 3
+    assert result.best_epoch == 2
+    assert math.isnan(result.best_metric)
+
+
+class Recorder(MGCN):
+    r"""Keeps every batch it is trained on."""
+
+    def loss(self, graph, batch):
+        self.seen.append(torch.stack(batch))
+        return super().loss(graph, batch)
+
+
+@pytest.mark.parametrize('negatives', ['rejected', 'uniform'])
+def test_negatives(data, negatives):
+    pairs = data[schema.EDGE_TYPE].edge_index
+    pairs = pairs[:, pairs[1] < 55]  # Five items without a training pair.
+    data[schema.EDGE_TYPE].edge_index = pairs
+    del data.val_edge_label_index
+    with isolated_seed(1):
+        model = Recorder.from_data(data, hidden_channels=2)
+    model.seen = []
+    num_epochs = 20
+    fit(model, data, num_epochs=num_epochs, batch_size=500, negatives=negatives)
+    user, pos, neg = torch.cat(model.seen, dim=1)
+    num = pairs.size(1) * num_epochs
+    assert neg.numel() == num
+    # Positives come once per epoch, whatever the negatives.
+    code = (user * 60 + pos).bincount(minlength=6000)
+    expected = torch.zeros(6000, dtype=torch.long)
+    expected[pairs[0] * 60 + pairs[1]] = num_epochs
+    assert torch.equal(code, expected)
+
+    known = expected[user * 60 + neg] > 0
+    if negatives == 'rejected':
+        assert not known.any()
+        assert neg.max() < 55
+        return
+    # Over all items alike, and as often a known one as chance has it.
+    count = neg.bincount(minlength=60).double()
+    chi_squared = ((count - num / 60) ** 2 / (num / 60)).sum()
+    assert chi_squared < 118  # 59 degrees of freedom: about one seed in 100,000.
+    share = (pairs[0].bincount(minlength=100).double() / 60)[user].mean()
+    deviation = (share * (1 - share) / num) ** 0.5
+    assert abs(known.double().mean() - share) < 5 * deviation
+    assert (neg == pos).any()
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize('last_epoch', [2, 3])
+def test_resume_of_a_model_with_buffers_and_dropout(data, tmp_path, last_epoch):
+    args = {
+        'num_epochs': 6,
+        'patience': 10,
+        'batch_size': 128,
+        'lr': 1e-2,
+        'lr_decay': 0.5,
+        'lr_decay_epochs': 1,
+        'lr_min': 2e-3,
+        'negatives': 'uniform',
+        'eval_every': 2,
+        'metric_decimals': 12,
+    }
+    expected, model = build_mig_gt(data), build_mig_gt(data)
+    whole_end, end = [], []
+
+    def keep(target, row, states):
+        if row['epoch'] == 5:
+            states.append({k: v.clone() for k, v in target.state_dict().items()})
+
+    whole = fit(
+        expected, data, **args, callbacks=[lambda m, row: keep(m, row, whole_end)]
+    )
+
+    def interrupt(model, row):
+        if row['epoch'] == last_epoch + 1:  # One that is not yet saved.
+            raise Interrupted
+
+    path = tmp_path / 'run.safetensors'
+    with pytest.raises(Interrupted):
+        fit(model, data, **args, checkpoint=path, callbacks=[interrupt])
+    model = build_mig_gt(data)
+    with torch.no_grad():  # The checkpoint must bring everything back.
+        for tensor in [*model.parameters(), *model.buffers()]:
+            tensor.add_(1)
+    result = fit(
+        model,
+        data,
+        **args,
+        checkpoint=path,
+        resume=True,
+        callbacks=[lambda m, row: keep(m, row, end)],
+    )
+    names = list(model.state_dict())
+    assert any('running_var' in name for name in names)
+    assert any('num_batches_tracked' in name for name in names)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, expected.state_dict()[name]), name
+    for name, value in whole_end[0].items():  # Also what the last epoch has left.
+        assert torch.equal(value, end[0][name]), name
+    assert len(result.history) == 6
+    for row, other in zip(result.history, whole.history):
+        assert {k: v for k, v in row.items() if k != 'seconds'} == {
+            k: v for k, v in other.items() if k != 'seconds'
+        }
+    assert result.best_epoch == whole.best_epoch
+    assert result.best_metric == whole.best_metric

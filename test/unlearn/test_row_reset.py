@@ -38,5 +38,5 @@ def test_refuses_a_model_without_id_table(data, trained):
             return [table for table in super().tables() if table.is_raw]
 
     model = OnlyRaw.from_data(data, hidden_channels=4)
-    with pytest.raises(ValueError, match="'OnlyRaw' has no ID table to draw rows of"):
+    with pytest.raises(ValueError, match="'OnlyRaw' has no ID table"):
         RowReset()(model, ForgetItems([2])(data))

@@ -52,6 +52,7 @@ def neighbor_sum(x: Tensor, neighbors: Neighbors, weight: Tensor) -> Tensor:
     Returns:
         torch.Tensor: Features :math:`(N, H)`.
     """
+    x, weight = _same_type(x, weight)
     return _sum(x, weight, neighbors.index, _transpose(neighbors))
 
 
@@ -66,7 +67,13 @@ def neighbor_dot(x: Tensor, neighbors: Neighbors, query: Tensor) -> Tensor:
     Returns:
         torch.Tensor: Products :math:`(N, C)`.
     """
+    x, query = _same_type(x, query)
     return _dot(x, query, neighbors.index, _transpose(neighbors))
+
+
+def _same_type(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(x.dtype, y.dtype)  # Under autocast they differ.
+    return x.to(dtype), y.to(dtype)
 
 
 def _transpose(neighbors: Neighbors) -> list[Tensor]:

@@ -179,6 +179,7 @@ def fit(
         torch.manual_seed(seed)
         if checkpoint is not None and Path(checkpoint).exists():
             run.load(checkpoint)
+            graph = model.build_graph(data)  # type: ignore[operator] # Of that state.
         spent = run.result.seconds
         start = len(run.result.history)
         bar = tqdm(range(start, num_epochs), disable=None, desc='fit', initial=start)

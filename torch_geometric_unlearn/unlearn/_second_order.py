@@ -207,8 +207,9 @@ class RankingProblem:
         if self.weight_decay > 0:
             counts = triples.counts(user_emb.size(0), item_emb.size(0))
             for emb, count in zip((user_emb, item_emb), counts):
-                outputs.append(emb)
-                weights.append(self.weight_decay * count.unsqueeze(1))
+                if emb.requires_grad:  # One side may be frozen.
+                    outputs.append(emb)
+                    weights.append(self.weight_decay * count.unsqueeze(1))
         return outputs, weights
 
     def _flat_grad(

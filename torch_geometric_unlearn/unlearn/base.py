@@ -113,12 +113,14 @@ class Unlearner(ABC):
         if not ok:
             raise ValueError(f'{self} cannot serve this request: {reason}')
         device = next(model.parameters()).device
-        with isolated_seed(self.seed), ResourceMeter(device) as meter:
+        meter = ResourceMeter(device)
+        with torch.enable_grad(), isolated_seed(self.seed), meter:
             out = copy.deepcopy(model)
             retained = DropForgotten()(data)
             history: list[dict[str, Any]] = []
             if schema.forget_mask(data).any():
                 out, history = self._unlearn(out, data, retained)
+                out.train(model.training)
         touched, shift = _compare(model, out)
         return UnlearnResult(
             model=out,

@@ -151,14 +151,17 @@ class _Targets:
         self.generator = generator(seed)
 
     def draw(self) -> Tensor:
-        r"""Returns the ends of as many random pairs, redrawn once where they are
-        interactions.
+        r"""Returns the ends of as many random pairs, drawn again (a hundred times at
+        most) where they are interactions.
         """
         size = (self.ends.numel() // 2,)
         rng = self.generator
         user = torch.randint(self.num_users, size, generator=rng)
         item = torch.randint(self.num_items, size, generator=rng)
-        known = torch.isin(user * self.num_items + item, self.codes)
-        again = torch.randint(self.num_items, size, generator=rng)
-        item = torch.where(known, again, item)
+        for _ in range(100):
+            known = torch.isin(user * self.num_items + item, self.codes)
+            again = known.nonzero().view(-1)
+            if again.numel() == 0:
+                break
+            item[again] = torch.randint(self.num_items, again.shape, generator=rng)
         return torch.cat([user, item + self.num_users]).to(self.ends.device)

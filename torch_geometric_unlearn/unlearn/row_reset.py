@@ -56,7 +56,7 @@ def lacks_id_table(model: torch.nn.Module) -> str:
     if not hasattr(model, 'tables'):
         return f"'{type(model).__name__}' does not tell its 'tables()'"
     if all(table.is_raw for table in model.tables()):  # type: ignore[operator]
-        return f"'{type(model).__name__}' has no ID table to draw rows of"
+        return f"'{type(model).__name__}' has no ID table"
     return ''
 
 

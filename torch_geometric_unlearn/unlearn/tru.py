@@ -63,14 +63,18 @@ class TRU(ReverseRepair):
             interactions), :obj:`'all'` for whole tables, or :obj:`'auto'` for
             :obj:`'item'` in an item-level request, :obj:`'both'` in a mixed one, and
             :obj:`'user'` otherwise. (default: :obj:`'auto'`)
-        lr_reverse (float, optional): Step size :math:`\eta_{rev}`. If :obj:`None`,
-            3e-2 where rows are deleted as a whole (user- and item-level requests), and
-            1e-2 where the same rows also hold what is retained.
+        reach (float, optional): How far the steps of an epoch can carry a module, over
+            the root mean square of its entries, which sets :math:`\eta_{rev}` for every
+            module whatever the model's scale and the number of batches. If
+            :obj:`None`, 1 where rows are deleted as a whole (user- and item-level
+            requests), and 1/3 where the same rows also hold what is retained.
             (default: :obj:`None`)
+        lr_reverse (float, optional): One step size :math:`\eta_{rev}` for all modules
+            instead. (default: :obj:`None`)
         lr_repair (float, optional): Step size of the repair, that of the training.
             (default: :obj:`1e-3`)
         shared_rate (float, optional): Factor on :math:`\eta_{rev}` for modules that all
-            users share, under isolation. (default: :obj:`0.03`)
+            users share, under isolation. (default: :obj:`0.01`)
         num_epochs (int, optional): Largest number of epochs. (default: :obj:`5`)
         num_passes (int, optional): Reverse passes over the forgotten interactions per
             epoch. (default: :obj:`3`)
@@ -113,9 +117,10 @@ class TRU(ReverseRepair):
         scaling: bool = True,
         isolation: bool = True,
         rows: str = 'auto',
+        reach: float | None = None,
         lr_reverse: float | None = None,
         lr_repair: float = 1e-3,
-        shared_rate: float = 0.03,
+        shared_rate: float = 0.01,
         num_epochs: int = 5,
         num_passes: int = 3,
         repair_batches: int | None = 10,
@@ -135,6 +140,9 @@ class TRU(ReverseRepair):
         super().__init__(
             num_epochs, lr_repair, repair_batches, patience, batch_size, seed
         )
+        if reach is not None:
+            check_float(reach, 'reach', 0.0)
+        self.reach = reach
         if lr_reverse is not None:
             check_float(lr_reverse, 'lr_reverse', 0.0)
         self.lr_reverse = lr_reverse
@@ -166,15 +174,36 @@ class TRU(ReverseRepair):
         modules = leaf_modules(work.model, rows)
         branches = branch_names(work.model)
         fusion = [name for name, branch in branches.items() if branch == 'fusion']
-        level = work.data.forget_level if 'forget_level' in work.data else 'mixed'
-        lr = 3e-2 if level in ('user', 'item') else 1e-2
         return _State(
-            lr=lr if self.lr_reverse is None else self.lr_reverse,
+            lr=self._step_sizes(work, modules),
             modules=modules,
             branches=branches,
             fusion=fusion or list(modules[-1].parameters),
             gate=RankingFusionGate(work.retained, self.k, self.margin),
         )
+
+    def _step_sizes(
+        self, work: Workspace, modules: list[LeafModule]
+    ) -> dict[str, float]:
+        r"""Returns :math:`\eta_{rev}` by parameter."""
+        level = work.data.forget_level if 'forget_level' in work.data else 'mixed'
+        reach = self.reach
+        if reach is None:
+            reach = 1.0 if level in ('user', 'item') else 1 / 3
+        num_steps = self.num_passes * len(work.forget_loader)
+        parameters = dict(work.model.named_parameters())
+        out: dict[str, float] = {}
+        for module in modules:
+            norm = sum(
+                float(_movable(parameters[name].detach(), module.rows).pow(2).sum())
+                for name in module.parameters
+            )
+            lr = reach * (norm / max(1, module.size)) ** 0.5 / num_steps
+            lr = lr if self.lr_reverse is None else self.lr_reverse
+            if self.isolation and module.rows is None:
+                lr *= self.shared_rate
+            out |= dict.fromkeys(module.parameters, lr)
+        return out
 
     def _reverse(self, work: Workspace, state: _State) -> dict[str, Any]:
         log = self._estimate(work, state)
@@ -196,9 +225,7 @@ class TRU(ReverseRepair):
                     term = _gradients(self.gate_weight * penalty, parameters, gated)
                     grads = _add(grads, term)
                 for name, grad in grads.items():
-                    lr = state.lr * state.alpha.get(state.branches[name], 1.0)
-                    if self.isolation and rows[name] is None:
-                        lr *= self.shared_rate
+                    lr = state.lr[name] * state.alpha.get(state.branches[name], 1.0)
                     state.optimizer.step(name, parameters[name], grad, lr, rows[name])
                 totals[0] += loss.detach()
                 if weight is not None and penalty is not None:
@@ -404,9 +431,10 @@ def isolate_modules(
     r"""The third intervention: selects the modules that the reverse step may touch.
 
     The sensitivity is :math:`S(l) = \|\nabla_l \mathcal{L}_{rev}\|^2 / |\theta_l|`, or
-    over :math:`\|\theta_l\|^2` if relative, on the rows that may move. The
-    :obj:`top_k` most sensitive modules are selected, then the next ones until the
-    selection holds a share :obj:`capacity` of the parameters that may move. Raw feature
+    over :math:`\|\theta_l\|^2` if relative, on the rows that may move. ID tables whose
+    rows are confined to the request come first, then the others by sensitivity. The
+    first :obj:`top_k` modules are selected, then the next ones until the selection
+    holds a share :obj:`capacity` of the parameters that may move. Raw feature
     tables hold nearly all parameters: they count for nothing there, and enter through
     the :obj:`top_k` only. Modules without a row that may move are never selected.
     [Formulas ours.]
@@ -430,14 +458,20 @@ def isolate_modules(
             grad, value = grads.get(name), parameters[name].detach()
             if grad is None:
                 continue
-            if module.rows is not None:
-                grad, value = grad[module.rows], value[module.rows]
-            energy += float(grad.pow(2).sum())
-            norm += float(value.pow(2).sum())
+            energy += float(_movable(grad, module.rows).pow(2).sum())
+            norm += float(_movable(value, module.rows).pow(2).sum())
         scale = norm if sensitivity == 'relative' else float(module.size)
         module.sensitivity = energy / scale if scale > 0 else 0.0
     movable = [module for module in modules if module.size > 0]
-    movable.sort(key=lambda module: module.sensitivity, reverse=True)
+    # A mean square over a module says little about a table beside a single slope that
+    # all nodes share; rows of the request are what the deletion is about.
+    movable.sort(
+        key=lambda module: (
+            module.rows is not None and not module.is_raw,
+            module.sensitivity,
+        ),
+        reverse=True,
+    )
     wanted = capacity * sum(module.size for module in movable if not module.is_raw)
     covered = 0
     for place, module in enumerate(movable):
@@ -447,9 +481,13 @@ def isolate_modules(
         covered += 0 if module.is_raw else module.size
 
 
+def _movable(x: Tensor, rows: Tensor | None) -> Tensor:
+    return x if rows is None else x[rows]
+
+
 @dataclass
 class _State:
-    lr: float
+    lr: dict[str, float]
     modules: list[LeafModule]
     branches: dict[str, str]
     fusion: list[str]

@@ -222,7 +222,7 @@ class UltraRE(Unlearner):
             ValueError: If the method does not support the model or the request.
         """
         schema.validate(data)
-        is_original = not isinstance(model, ShardEnsemble)
+        is_original, training = not isinstance(model, ShardEnsemble), model.training
         # What can't be served is refused below.
         if (
             is_original
@@ -234,7 +234,9 @@ class UltraRE(Unlearner):
                 self._prepare(data, model, key)
             assert self.ensemble is not None
             model = self.ensemble
-        return super().__call__(model, data)
+        result = super().__call__(model, data)
+        result.model.train(training)
+        return result
 
     def _unlearn(
         self, model: torch.nn.Module, data: HeteroData, retained: HeteroData

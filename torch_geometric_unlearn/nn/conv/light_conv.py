@@ -34,6 +34,9 @@ class LightConv(MessagePassing):
 
     def __init__(self) -> None:
         super().__init__(aggr='add')
+        # What PyG runs for explainers. A subclass would take it from its parent, where
+        # it may already be the compiled method, which ignores their masks.
+        self.__class__._orig_propagate = MessagePassing.propagate
 
     def forward(
         self,

@@ -104,7 +104,7 @@ class SampledAttentionConv(MessagePassing):
         """
         tokens = torch.cat([nodes.unsqueeze(1), samples[nodes]], dim=1)
         query, key = (
-            y.index_select(0, tokens.flatten()).view(*tokens.shape, -1)
+            y.index_select(0, tokens.flatten()).view(*tokens.shape, y.size(1))
             for y in self._query_key(x)
         )
         alpha = (query @ key.transpose(1, 2)).softmax(dim=-1)

@@ -10,8 +10,8 @@ from torch_geometric.data import HeteroData
 from torch_geometric_unlearn.data import schema
 
 
-def check_modalities(names: Iterable[str], model: str) -> list[str]:
-    r"""Returns the names of the modalities as a list.
+def check_modalities(names: Iterable[str], argument: str, model: str) -> list[str]:
+    r"""Returns the names of the modalities, given as an argument of a model, as a list.
 
     Raises:
         ValueError: If there is none, or one can't name a module.
@@ -19,7 +19,7 @@ def check_modalities(names: Iterable[str], model: str) -> list[str]:
     names = list(names)
     if len(names) == 0:
         raise ValueError(
-            f"'features' must hold at least one modality (got none). {model} is a "
+            f"'{argument}' must hold at least one modality (got none). {model} is a "
             f'multimodal model; without features, use a collaborative one.'
         )
     for name in names:

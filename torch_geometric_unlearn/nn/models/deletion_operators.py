@@ -63,6 +63,11 @@ class DeletionOperators(Recommender):
         branches = self.model.branch_embeddings(graph)  # type: ignore[operator]
         return {name: self._apply_to(name, x) for name, x in branches.items()}
 
+    def content_embeddings(self, graph: Any) -> dict[str, Tensor]:
+        r"""Returns the model's content representations; none if it does not tell."""
+        content = getattr(self.model, 'content_embeddings', None)
+        return {} if content is None else content(graph)
+
     def fuse(
         self, graph: Any, branch_embeddings: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor]:

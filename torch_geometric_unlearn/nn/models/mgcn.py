@@ -129,7 +129,7 @@ class MGCN(Recommender):
         )
         self.temperature = check_float(temperature, 'temperature', 1e-6)
         self.batch_size = check_int(batch_size, 'batch_size', 1)
-        self.modalities = check_modalities(features, 'MGCN')
+        self.modalities = check_modalities(features, 'features', 'MGCN')
 
         H = hidden_channels
         self.user_embedding = Embedding(num_users, H)

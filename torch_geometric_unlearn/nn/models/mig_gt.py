@@ -248,7 +248,7 @@ class MIGGT(Recommender):
         super().__init__()
         self.num_users = check_int(num_users, 'num_users', 1)
         self.num_items = check_int(num_items, 'num_items', 1)
-        self.modalities = check_modalities(in_channels, 'MIGGT')
+        self.modalities = check_modalities(in_channels, 'in_channels', 'MIGGT')
         self.in_channels = {
             name: check_int(size, 'in_channels', 1)
             for name, size in in_channels.items()
@@ -269,6 +269,7 @@ class MIGGT(Recommender):
         projected = {'image': 384} if projection_channels is None else (
             projection_channels
         )
+        _check_names(projected, self.modalities, 'projection_channels')
         sizes = dict(self.in_channels)
         for name in self.modalities:
             if name in projected:
@@ -419,6 +420,13 @@ class MIGGT(Recommender):
         )
 
 
+def _check_names(given: Mapping[str, int], names: list[str], argument: str) -> None:
+    # Published settings name image and text, whether the data has both or not.
+    unknown = sorted(set(given) - {*names, 'image', 'text'})
+    if unknown:
+        raise ValueError(f"'{argument}' must name branches of {names} (got {unknown})")
+
+
 def _prelu(x: Tensor, slope: Tensor) -> Tensor:
     return x.relu() - slope * (-x).relu()  # Half the time of torch's on the CPU.
 
@@ -430,6 +438,7 @@ def _all_hops(
     if num_hops is None:
         num_hops = {'id': 4, 'text': 2, 'image': 1}
     if isinstance(num_hops, Mapping):
+        _check_names(num_hops, names, 'num_hops')
         out = {name: num_hops.get(name, 2) for name in names}
     else:
         out = dict.fromkeys(names, num_hops)
