@@ -53,7 +53,7 @@ METHODS = {
     'COVA': lambda build: COVA(),
     'EdgeDrop': lambda build: EdgeDrop(),
     'FineTune': lambda build: FineTune(**FEW),
-    'GNNDelete': lambda build: GNNDelete(num_steps=3),
+    'GNNDelete': lambda build: GNNDelete(num_epochs=2, num_steps=3),
     'InfluenceFunction': lambda build: InfluenceFunction(max_iter=5),
     'MMRecUn': lambda build: MMRecUn(**FEW),
     'MultiDelete': lambda build: MultiDelete(**FEW),

@@ -14,7 +14,7 @@ from torch_geometric_unlearn.utils.seed import generator
 
 from ._second_order import near_nodes
 from .base import Unlearner
-from .selection import ForgetTarget
+from .selection import ForgetTarget, Selector
 
 
 class GNNDelete(Unlearner):
@@ -37,16 +37,19 @@ class GNNDelete(Unlearner):
     :class:`~torch_geometric_unlearn.nn.models.DeletionOperators` model, so this changes
     the architecture.
 
-    Ours: where the operators sit, their start from the identity, and training them one
-    layer after the other; since the model is frozen and every layer has a loss and an
-    optimiser of its own, this saves all propagation but one.
+    Every operator has an optimiser of its own. Ours: where the operators sit, their
+    start from the identity, epochs that train them one after the other on constant
+    input (since the model is frozen, this saves all propagation but one), and the
+    selection of the epoch.
 
     Args:
         weight (float, optional): The weight :math:`a \in [0, 1]`.
             (default: :obj:`0.5`)
         lr (float, optional): Learning rate of Adam. (default: :obj:`1e-3`)
-        num_steps (int, optional): Steps per operator, each over all forgotten pairs.
-            (default: :obj:`500`)
+        num_epochs (int, optional): Epochs, after each of which the model is measured.
+            (default: :obj:`10`)
+        num_steps (int, optional): Steps per operator and epoch, each over all forgotten
+            pairs. (default: :obj:`50`)
         seed (int, optional): Seed of every random choice. (default: :obj:`0`)
 
     Raises:
@@ -62,12 +65,14 @@ class GNNDelete(Unlearner):
         self,
         weight: float = 0.5,
         lr: float = 1e-3,
-        num_steps: int = 500,
+        num_epochs: int = 10,
+        num_steps: int = 50,
         seed: int = 0,
     ) -> None:
         super().__init__(seed)
         self.weight = check_float(weight, 'weight', 0.0, 1.0)
         self.lr = check_float(lr, 'lr', 0.0)
+        self.num_epochs = check_int(num_epochs, 'num_epochs', 1)
         self.num_steps = check_int(num_steps, 'num_steps', 1)
 
     @torch.no_grad()
@@ -75,7 +80,6 @@ class GNNDelete(Unlearner):
         self, model: torch.nn.Module, data: HeteroData, retained: HeteroData
     ) -> tuple[torch.nn.Module, list[dict[str, Any]]]:
         device = next(model.parameters()).device
-        training = model.training
         model.eval()
         graph: Any = model.build_graph(retained)  # type: ignore[operator]
         has_branches = hasattr(model, 'branch_embeddings') and hasattr(model, 'fuse')
@@ -95,37 +99,47 @@ class GNNDelete(Unlearner):
             model, near, {name: x.size(1) for name, x in original.items()}
         )
         targets = _Targets(data, ends, neighbours.nonzero().view(-1), self.seed)
-        history = []
-        branches = [name for name in original if name != OUT]
-        for name in branches:
-            source = original[name]
-            history.append(self._fit(out, name, source, original[name], targets))
-        if has_branches:
-            source = torch.cat(
-                model.fuse(graph, out.branch_embeddings(graph))  # type: ignore[operator]
-            )
-        else:
-            source = original[OUT]
-        history.append(self._fit(out, OUT, source, original[OUT], targets))
-        history[-1] |= ForgetTarget(data, retained, seed=self.seed).measure(out, graph)
-        return out.train(training), history
+        optimizers = {
+            name: torch.optim.Adam(operator.parameters(), lr=self.lr, fused=True)
+            for name, operator in out.operators.items()
+        }
+        measure = ForgetTarget(data, retained, seed=self.seed)
+        selector = Selector(f'retain_val_ndcg@{measure.k}')
+        history: list[dict[str, Any]] = []
+        for epoch in range(self.num_epochs):
+            first, last = {}, {}
+            for name, target in original.items():  # The one after the fusion is last.
+                source = target
+                if name == OUT and has_branches:
+                    fuse: Any = model.fuse
+                    source = torch.cat(fuse(graph, out.branch_embeddings(graph)))
+                step = optimizers[name], source, target, targets
+                first[name], last[name] = self._train(out.operators[name], *step)
+            row: dict[str, Any] = {'epoch': epoch}
+            row |= {'first_loss': first, 'last_loss': last}
+            row |= measure.measure(out, graph)
+            selector.update(out, row, epoch)
+            history.append(row)
+        assert selector.state is not None
+        out.load_state_dict(selector.state)
+        for row in history:
+            row['selected'] = row['epoch'] == selector.index
+        return out, history
 
     @torch.enable_grad()
-    def _fit(
+    def _train(
         self,
-        out: DeletionOperators,
-        name: str,
+        operator: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
         source: Tensor,
         original: Tensor,
         targets: _Targets,
-    ) -> dict[str, Any]:
-        r"""Trains one operator on its constant input."""
-        operator = out.operators[name]
-        optimizer = torch.optim.Adam(operator.parameters(), lr=self.lr, fused=True)
+    ) -> tuple[float, float]:
+        r"""Trains one operator on constant input and returns first and last loss."""
         ends, neighbours = targets.ends, targets.neighbours
         x_end, x_near, z_near = source[ends], source[neighbours], original[neighbours]
-        first = last = torch.zeros((), device=source.device)
-        for step in range(self.num_steps):
+        losses = []
+        for _ in range(self.num_steps):
             loss = self.weight * F.mse_loss(operator(x_end), original[targets.draw()])
             if neighbours.numel() > 0:
                 influence = F.mse_loss(operator(x_near), z_near)
@@ -133,8 +147,8 @@ class GNNDelete(Unlearner):
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            first, last = loss.detach() if step == 0 else first, loss.detach()
-        return {'layer': name, 'first_loss': float(first), 'last_loss': float(last)}
+            losses.append(loss.detach())
+        return float(losses[0]), float(losses[-1])
 
 
 class _Targets:

@@ -55,15 +55,15 @@ class InfluenceFunction(Unlearner):
         quantile (float, optional): Quantile of the importance that neighbours must
             exceed, in :math:`[0, 1]`. (default: :obj:`0.4`)
         damping (float, optional): Added to the diagonal of :math:`\mathbf{H}`, over the
-            mean diagonal entry of the Gauss-Newton matrix. Ten times as much, again and
-            again, while the solver meets a direction of negative curvature.
-            (default: :obj:`1.0`)
+            mean diagonal entry of the Gauss-Newton matrix. (default: :obj:`1.0`)
         max_iter (int, optional): Largest number of products with
             :math:`\mathbf{H}`. (default: :obj:`100`)
         tol (float, optional): Relative tolerance of the solver.
             (default: :obj:`1e-4`)
-        curvature (str, optional): :obj:`'hessian'`, or :obj:`'gauss_newton'`, which has
-            no negative curvature. (default: :obj:`'hessian'`)
+        curvature (str, optional): :obj:`'hessian'`, where the solver stops at the first
+            direction of negative curvature with what it has, or, if it has nothing yet,
+            the gradient; or :obj:`'gauss_newton'`, which has none.
+            (default: :obj:`'hessian'`)
         step (float, optional): Factor on the update. (default: :obj:`1.0`)
         max_change (float, optional): Largest change of a row over its norm.
             (default: :obj:`1.0`)
@@ -148,13 +148,11 @@ class InfluenceFunction(Unlearner):
         damping = max(1e-6, self.damping * mean_curvature(product, problem.mask))
         if self.curvature == 'hessian':
             product = problem.hessian(old_graph, triples)
-        for _ in range(8):
-            direction, log = conjugate_gradient(
-                product, target, damping, self.max_iter, self.tol
-            )
-            if not log['negative_curvature']:
-                break
-            damping *= 10
+        direction, log = conjugate_gradient(
+            product, target, damping, self.max_iter, self.tol
+        )
+        if log['cg_iterations'] == 1 and log['negative_curvature']:
+            direction = target / damping  # Downhill at least.
         change, num_capped = problem.cap(self.step * direction, self.max_change)
         problem.move(change)
         model.zero_grad(set_to_none=True)
