@@ -1,5 +1,5 @@
 r"""Prints one Markdown table, mean +- standard deviation, from the result files of
-several seeds of `examples/tru.py`.
+several seeds of `examples/tru.py`, or from one of `methods.py`.
 
     python benchmark/summarize.py benchmark/results/baby_mgcn_user_*.json
 """
@@ -20,10 +20,16 @@ COLUMNS = {
 
 
 def cell(values, digits):
+    if None in values:
+        return '-'
     mean = f'{statistics.mean(values):.{digits}f}'
     if len(values) == 1:
         return mean
     return f'{mean} ± {statistics.stdev(values):.{digits}f}'
+
+
+def value(row, key, scale):
+    return row[key] * scale if key in row else None
 
 
 runs = []
@@ -34,7 +40,7 @@ print('| method | ' + ' | '.join(COLUMNS) + ' |')
 print('|---' * (len(COLUMNS) + 1) + '|')
 for method in runs[0]:
     cells = [
-        cell([run[method][key] * scale for run in runs], digits)
+        cell([value(run[method], key, scale) for run in runs], digits)
         for key, scale, digits in COLUMNS.values()
     ]
     print(f'| {method} | ' + ' | '.join(cells) + ' |')
