@@ -21,6 +21,7 @@ MODULES = [
 def namespace():
     out = {'torch': torch}
     for package in (
+        tgu.audit,
         tgu.data,
         tgu.datasets,
         tgu.loader,

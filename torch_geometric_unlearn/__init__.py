@@ -3,6 +3,7 @@ r"""Machine unlearning for multimodal graph recommenders in PyTorch Geometric.""
 __version__ = '0.1.0'
 
 from . import (
+    audit,
     data,
     datasets,
     loader,
@@ -19,6 +20,7 @@ from . import (
 
 __all__ = [
     '__version__',
+    'audit',
     'data',
     'datasets',
     'loader',

@@ -1,5 +1,15 @@
-r"""Ranking quality and exposure."""
+r"""Ranking quality, exposure, closeness to a retrained model."""
 
+from ._similarity import (
+    jaccard_at_k,
+    jensen_shannon,
+    kendall_tau_top,
+    ks_statistic,
+    linear_cka,
+    overlap_at_k,
+    rank_biased_overlap,
+)
+from .closeness import closeness, parameter_shift
 from .exposure import (
     deleted_share,
     exposure,
@@ -11,6 +21,7 @@ from .ranking import embed, evaluate_request, evaluate_split, ranking_metrics
 from .trade_off import trade_off
 
 __all__ = [
+    'closeness',
     'deleted_share',
     'embed',
     'evaluate_request',
@@ -19,6 +30,14 @@ __all__ = [
     'exposure_drop',
     'exposure_profile',
     'item_reach',
+    'jaccard_at_k',
+    'jensen_shannon',
+    'kendall_tau_top',
+    'ks_statistic',
+    'linear_cka',
+    'overlap_at_k',
+    'parameter_shift',
+    'rank_biased_overlap',
     'ranking_metrics',
     'trade_off',
 ]

@@ -1,9 +1,10 @@
-r"""Mark what to forget, delete it, split interactions, link similar items."""
+r"""Mark what to forget, delete it, split interactions, link items, plant backdoors."""
 
 from .drop_forgotten import DropForgotten
 from .forget_interactions import ForgetInteractions
 from .forget_items import ForgetItems
 from .forget_users import ForgetUsers
+from .inject_backdoor import InjectBackdoor
 from .item_knn_graph import ItemKNNGraph
 from .split_interactions import SplitInteractions, split_per_user
 
@@ -12,6 +13,7 @@ __all__ = [
     'ForgetInteractions',
     'ForgetItems',
     'ForgetUsers',
+    'InjectBackdoor',
     'ItemKNNGraph',
     'SplitInteractions',
     'split_per_user',

@@ -1,0 +1,163 @@
+import sys
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score, roc_curve
+
+from torch_geometric_unlearn.audit import _attack
+from torch_geometric_unlearn.audit._attack import (
+    Attacker,
+    attack_figures,
+    best_threshold,
+    bootstrap,
+    check_classifiers,
+    compare_features,
+    cross_validate,
+    group_folds,
+    require_sklearn,
+)
+
+
+def toy(n=300, seed=0, ties=False):
+    rng = torch.Generator().manual_seed(seed)
+    label = torch.rand(n, generator=rng) < 0.4
+    score = torch.randn(n, generator=rng, dtype=torch.float64) + 0.8 * label
+    return (score * 3).round() / 3 if ties else score, label
+
+
+@pytest.mark.parametrize('ties', [False, True])
+@pytest.mark.parametrize('weighted', [False, True])
+def test_metrics_equal_scikit_learn(ties, weighted):
+    score, label = toy(ties=ties)
+    weight = torch.ones(2, 300, dtype=torch.float64)
+    if weighted:
+        weight[1] = torch.arange(300) % 4
+    guess = score > 0.3
+    out = attack_figures(score, guess, label, weight)
+    for row in range(2):
+        w = weight[row].numpy()
+        fpr, tpr, _ = roc_curve(label, score, sample_weight=w, drop_intermediate=False)
+        auc = roc_auc_score(label, score, sample_weight=w)
+        accuracy = balanced_accuracy_score(label, guess, sample_weight=w)
+        assert float(out['auc'][row]) == pytest.approx(auc, abs=1e-12)
+        assert float(out['balanced_accuracy'][row]) == pytest.approx(accuracy)
+        assert float(out['tpr_at_1_fpr'][row]) == pytest.approx(tpr[fpr <= 0.01].max())
+
+
+def test_best_threshold_against_all_cuts():
+    score, label = toy(80, ties=True)
+    cut = best_threshold(score, label)
+    values = [
+        balanced_accuracy_score(label, score > c) for c in np.arange(-5, 5, 0.01)
+    ]
+    assert balanced_accuracy_score(label, score > cut) == pytest.approx(max(values))
+
+
+def test_bootstrap_resamples_groups():
+    # Copies of every example tell nothing new if they share a group.
+    score, label = toy(400)
+    group = torch.arange(400)
+    guess = score > 0.4
+    single = bootstrap(score, guess, label, group, 400, 0)
+    same = bootstrap(
+        score.repeat(4), guess.repeat(4), label.repeat(4), group.repeat(4), 400, 0
+    )
+    apart = bootstrap(
+        score.repeat(4), guess.repeat(4), label.repeat(4), torch.arange(1600), 400, 0
+    )
+    width = {
+        name: out['auc'][1] - out['auc'][0]
+        for name, out in (('single', single), ('same', same), ('apart', apart))
+    }
+    assert width['same'] == pytest.approx(width['single'], rel=1e-9)
+    assert width['apart'] < 0.65 * width['single']
+    low, high = single['auc']
+    assert low < roc_auc_score(label, score) < high
+
+
+def test_folds_keep_groups_together_and_balanced():
+    group = torch.randint(40, (500,))
+    label = group < 20
+    fold = group_folds(group, label, 5, 0)
+    for g in group.unique():
+        assert fold[group == g].unique().numel() == 1
+    first = torch.tensor([(group[fold == k].unique() < 20).sum() for k in range(5)])
+    assert first.max() - first.min() <= 1
+    assert not torch.equal(fold, group_folds(group, label, 5, 1))
+
+
+def test_cross_validation_never_sees_the_group(monkeypatch):
+    group = torch.arange(200) // 4
+    label = torch.arange(200) % 2 == 0
+    x = torch.randn(200, 3, dtype=torch.float64)
+    x[:, 2] = torch.arange(200)  # Names the example.
+    seen = []
+
+    class Spy(Attacker):
+        def fit(self, x, label, group):
+            self.known = set((x[:, 2] // 4).long().tolist())
+            return super().fit(x, label, group)
+
+        def __call__(self, x):
+            tested = set((x[:, 2] // 4).long().tolist())
+            seen.append(tested)
+            assert not tested & self.known
+            return super().__call__(x)
+
+    monkeypatch.setattr(_attack, 'Attacker', Spy)
+    cross_validate(x, label, group, ('logistic',), 5, 0)
+    assert len(seen) == 5
+    assert set().union(*seen) == set(range(50))
+
+
+def test_memorising_users_does_not_help_the_attacker():
+    # Labels agree within a group, and features name the group: without grouping,
+    # boosting would be nearly perfect.
+    rng = torch.Generator().manual_seed(0)
+    group = torch.arange(120).repeat_interleave(8)
+    label = torch.rand(120, generator=rng)[group] < 0.5
+    x = torch.randn(120, 4, generator=rng, dtype=torch.float64)[group]
+    score, _, _ = cross_validate(x, label, group, ('boosting',), 5, 0)
+    assert 0.3 < roc_auc_score(label, score) < 0.7
+
+
+def test_chooses_the_better_classifier():
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(600, 2, generator=rng, dtype=torch.float64)
+    group = torch.arange(600)
+    both = ('logistic', 'boosting')
+    ring = x.norm(dim=1) > 1.2
+    score, guess, name = cross_validate(x, ring, group, both, 3, 0)
+    assert name == 'boosting'
+    assert roc_auc_score(ring, score) > 0.95
+    assert balanced_accuracy_score(ring, guess) > 0.9
+    line = x.sum(dim=1) + 0.7 * torch.randn(600, generator=rng) > 0
+    assert cross_validate(x, line, group, both, 3, 0)[2] == 'logistic'
+
+
+def test_readings():
+    label = torch.arange(200) < 100
+    x = torch.randn(200, 4, dtype=torch.float64) * 0.01
+    x[label] += torch.tensor([1.0, -1, 1, 0]).double()
+    x[:, 3] = 0
+    rows = compare_features(x, label, ['score', 'id_log_rank', 'user_norm', 'margin'])
+    assert [row['reading'] for row in rows] == [
+        'remembered',
+        'remembered',
+        'higher',
+        'none',
+    ]
+    assert rows[0]['difference'] > 10
+
+
+def test_bad_classifiers_and_missing_package(monkeypatch):
+    with pytest.raises(ValueError, match="'classifiers' must be one of"):
+        check_classifiers(['forest'])
+    with pytest.raises(ValueError, match="'classifiers' must name at least one"):
+        check_classifiers([])
+    with pytest.raises(TypeError, match=r"pass \['logistic'\]"):
+        check_classifiers('logistic')
+    monkeypatch.setitem(sys.modules, 'sklearn', None)
+    with pytest.raises(ImportError, match=r'torch_geometric_unlearn\[audit\]'):
+        require_sklearn()

@@ -1,0 +1,372 @@
+r"""The attacker: classifiers, cross-validation by group, metrics and intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torch_geometric_unlearn.utils.check import check_choice
+from torch_geometric_unlearn.utils.seed import generator
+
+from ._features import DESCENDING, MAIN, NEUTRAL
+
+CLASSIFIERS = ('logistic', 'boosting')
+METRICS = ('balanced_accuracy', 'auc', 'tpr_at_1_fpr')
+#: With fewer examples on one side, a figure would be noise.
+MIN_EXAMPLES = 50
+MAX_SCORES = 2000
+_INNER_FOLDS = 3
+_BLOCK_NUMEL = 2**20  # Weights of resamples in memory at once.
+
+
+@dataclass
+class MembershipResult:
+    r"""What a membership attack has found.
+
+    Attributes:
+        mode (str): The kind of attack.
+        level (str): What an example is: :obj:`'pair'`, :obj:`'user'` or
+            :obj:`'neighbours'`.
+        balanced_accuracy (float): :math:`(\textrm{TPR} + \textrm{TNR}) / 2`.
+        auc (float): Area under the ROC curve.
+        tpr_at_1_fpr (float): Largest true positive rate at a false positive rate of at
+            most 1%.
+        intervals (dict): 95% bootstrap interval :obj:`[low, high]` by metric.
+        deviation (float): :math:`|\textrm{balanced accuracy} - 0.5|`, from either
+            side.
+        classifier (str): The classifier chosen, the most frequent one over the folds.
+        direction (str): :obj:`'remembered'` if members score above non-members,
+            :obj:`'over-forgotten'` if below, :obj:`'none'` if the interval of the AUC
+            holds 0.5, and :obj:`''` where it means nothing: without metrics, for
+            neighbours, and for the shadow attack.
+        num_members (int): Examples on the side of the members.
+        num_nonmembers (int): Examples on the other side.
+        features (list): Per feature its :obj:`name`, the :obj:`difference` of the
+            means, members minus non-members, in standard deviations, and the
+            :obj:`reading` of its sign (:obj:`'none'` within two standard errors).
+        scores (dict): Standardised scores of :obj:`members` and :obj:`nonmembers`, at
+            most 2,000 each, for plots.
+        details (dict): What only some attacks report.
+        check (dict, optional): Result of
+            :meth:`~torch_geometric_unlearn.audit.self_check`, if the original model
+            was given.
+    """
+
+    mode: str
+    level: str
+    balanced_accuracy: float = math.nan
+    auc: float = math.nan
+    tpr_at_1_fpr: float = math.nan
+    intervals: dict[str, list[float]] = field(
+        default_factory=lambda: {name: [math.nan, math.nan] for name in METRICS}
+    )
+    deviation: float = math.nan
+    classifier: str = ''
+    direction: str = ''
+    num_members: int = 0
+    num_nonmembers: int = 0
+    features: list[dict[str, Any]] = field(default_factory=list)
+    scores: dict[str, list[float]] = field(
+        default_factory=lambda: {'members': [], 'nonmembers': []}
+    )
+    details: dict[str, Any] = field(default_factory=dict)
+    check: dict[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        r"""Returns everything as JSON-serialisable values."""
+        return asdict(self)
+
+    def __repr__(self) -> str:
+        low, high = self.intervals['auc']
+        return (
+            f'{self.__class__.__name__}({self.mode}, {self.level}, '
+            f'balanced_accuracy={self.balanced_accuracy:.4f}, auc={self.auc:.4f} '
+            f'[{low:.4f}, {high:.4f}], direction={self.direction!r}, '
+            f'members={self.num_members}, nonmembers={self.num_nonmembers})'
+        )
+
+
+def require_sklearn() -> None:
+    r"""Raises unless scikit-learn is there.
+
+    Raises:
+        ImportError: With the command that installs it.
+    """
+    try:
+        import sklearn  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "The membership audit needs 'scikit-learn'. Install it with "
+            '\'pip install "torch_geometric_unlearn[audit]"\'.'
+        ) from error
+
+
+def check_classifiers(classifiers: Sequence[str]) -> tuple[str, ...]:
+    r"""Returns the names of the classifiers if all of them are known.
+
+    Raises:
+        TypeError: If :obj:`classifiers` is a string.
+        ValueError: If it is empty or a name is unknown.
+    """
+    if isinstance(classifiers, str):
+        raise TypeError(
+            f"'classifiers' must be a sequence of names (got the string "
+            f"'{classifiers}'). For one classifier, pass ['{classifiers}']."
+        )
+    if len(classifiers) == 0:
+        raise ValueError(
+            f"'classifiers' must name at least one of {CLASSIFIERS} (got none)"
+        )
+    return tuple(check_choice(name, 'classifiers', CLASSIFIERS) for name in classifiers)
+
+
+class Attacker:
+    r"""A classifier with a threshold, both chosen on the training side only.
+
+    Candidates are compared by their AUC out of the folds of an inner, grouped
+    cross-validation, and the threshold is the one of the best balanced accuracy
+    there [ours: on the examples that a classifier was fitted to, boosting would always
+    win, and its threshold would be far off].
+
+    Args:
+        classifiers (sequence): Names of the candidates.
+        seed (int): Seed of the inner folds and of the classifiers.
+    """
+
+    def __init__(self, classifiers: Sequence[str], seed: int) -> None:
+        self.classifiers = classifiers
+        self.seed = seed
+
+    def fit(self, x: Tensor, label: Tensor, group: Tensor) -> Attacker:
+        r"""Fits to features float64 :obj:`[n, F]`, labels bool :obj:`[n]` and groups
+        int64 :obj:`[n]`.
+        """
+        fold = group_folds(group, label, _INNER_FOLDS, self.seed)
+        best = -1.0
+        for name in self.classifiers:
+            score = torch.empty(label.numel(), dtype=torch.float64)
+            for k in range(_INNER_FOLDS):
+                inside = fold == k
+                model = self._build(name).fit(*_arrays(x[~inside], label[~inside]))
+                score[inside] = _decide(model, x[inside])
+            value = float(ranking_figures(score, label)['auc'])
+            if value > best:
+                best, self.name = value, name
+                self.threshold = best_threshold(score, label)
+        self.model = self._build(self.name).fit(*_arrays(x, label))
+        return self
+
+    def __call__(self, x: Tensor) -> Tensor:
+        r"""Returns log-odds of membership, float64 :obj:`[n]`."""
+        return _decide(self.model, x)
+
+    def _build(self, name: str) -> Any:
+        from sklearn.ensemble import HistGradientBoostingClassifier
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        if name == 'logistic':
+            return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+        return HistGradientBoostingClassifier(  # Trees don't see the scale.
+            max_iter=200, max_depth=3, early_stopping=False, random_state=self.seed
+        )
+
+
+def cross_validate(
+    x: Tensor,
+    label: Tensor,
+    group: Tensor,
+    classifiers: Sequence[str],
+    num_folds: int,
+    seed: int,
+) -> tuple[Tensor, Tensor, str]:
+    r"""Returns the log-odds of every example from an :class:`Attacker` that has seen no
+    example of its group, whether it takes the example for a member, and the classifier
+    chosen most often.
+    """
+    fold = group_folds(group, label, num_folds, seed)
+    score = torch.empty(label.numel(), dtype=torch.float64)
+    guess = torch.empty_like(label)
+    names = []
+    for k in range(num_folds):
+        test = fold == k
+        attacker = Attacker(classifiers, seed).fit(x[~test], label[~test], group[~test])
+        score[test] = attacker(x[test])
+        guess[test] = score[test] > attacker.threshold
+        names.append(attacker.name)
+    return score, guess, max(classifiers, key=names.count)
+
+
+def group_folds(group: Tensor, label: Tensor, num_folds: int, seed: int) -> Tensor:
+    r"""Deals groups out to folds at random, int64 :obj:`[n]`; groups with more members
+    and groups with more non-members are spread evenly.
+    """
+    _, index = group.unique(return_inverse=True)
+    count = index.bincount()
+    share = torch.zeros(count.numel(), dtype=torch.float64)
+    share.index_add_(0, index, label.double())
+    perm = torch.randperm(count.numel(), generator=generator(seed))
+    perm = perm[(share / count)[perm].argsort(stable=True)]
+    fold = torch.empty_like(perm)
+    fold[perm] = torch.arange(perm.numel()) % num_folds
+    return fold[index]
+
+
+def best_threshold(score: Tensor, label: Tensor) -> float:
+    r"""Returns the threshold of the best balanced accuracy, halfway between two scores;
+    an example is taken for a member if it scores above.
+    """
+    values, index = score.unique(return_inverse=True)
+    members = index[label].bincount(minlength=values.numel()).double()
+    others = index[~label].bincount(minlength=values.numel()).double()
+    # Place k: everything up to the k-th value is taken for a non-member.
+    gain = others.cumsum(0) / others.sum() - members.cumsum(0) / members.sum()
+    place = int(gain.argmax())
+    after = min(place + 1, values.numel() - 1)
+    return float(values[place] + values[after]) / 2
+
+
+def ranking_figures(
+    score: Tensor, label: Tensor, weight: Tensor | None = None
+) -> dict[str, Tensor]:
+    r"""Returns AUC and true positive rate at 1% false positives, for one or many
+    weightings of the examples :obj:`[B, n]` at once; ties count half in the AUC.
+    """
+    if weight is None:
+        weight = torch.ones(1, score.numel(), dtype=torch.float64)
+    order = score.argsort(descending=True)
+    score, label, weight = score[order], label[order], weight[:, order]
+    # Last place of every run of equal scores, and the place before its first.
+    _, run, size = score.unique_consecutive(return_inverse=True, return_counts=True)
+    end = (size.cumsum(0) - 1)[run]
+    members = (weight * label).cumsum(1)
+    others = torch.nn.functional.pad((weight * ~label).cumsum(1), (1, 0))
+    positive, negative = members[:, -1], others[:, -1]
+    upto, before = others[:, end + 1], others[:, (end + 1) - size[run]]
+    below = negative.unsqueeze(1) - (upto + before) / 2
+    auc = (weight * label * below).sum(dim=1) / (positive * negative)
+    allowed = upto <= 0.01 * negative.unsqueeze(1)
+    rate = torch.where(allowed, members[:, end], 0.0).amax(dim=1) / positive
+    return {'auc': auc, 'tpr_at_1_fpr': rate}
+
+
+def attack_figures(
+    score: Tensor, guess: Tensor, label: Tensor, weight: Tensor | None = None
+) -> dict[str, Tensor]:
+    r"""Adds the balanced accuracy of guesses to :meth:`ranking_figures`."""
+    if weight is None:
+        weight = torch.ones(1, score.numel(), dtype=torch.float64)
+    hit = guess == label
+    rates = [
+        (weight * (hit & side)).sum(dim=1) / (weight * side).sum(dim=1)
+        for side in (label, ~label)
+    ]
+    out = {'balanced_accuracy': (rates[0] + rates[1]) / 2}
+    return out | ranking_figures(score, label, weight)
+
+
+def bootstrap(
+    score: Tensor,
+    guess: Tensor,
+    label: Tensor,
+    group: Tensor,
+    num_bootstrap: int,
+    seed: int,
+) -> dict[str, list[float]]:
+    r"""Returns 95% percentile intervals by metric, resampling whole groups."""
+    _, index = group.unique(return_inverse=True)
+    num = int(index.max()) + 1
+    rng = generator(seed)
+    rows = max(1, _BLOCK_NUMEL // score.numel())
+    parts = []
+    for start in range(0, num_bootstrap, rows):
+        size = min(rows, num_bootstrap - start)
+        draw = torch.randint(num, (size, num), generator=rng)
+        weight = torch.zeros(size, num, dtype=torch.float64)
+        weight.scatter_add_(1, draw, torch.ones_like(weight))
+        parts.append(attack_figures(score, guess, label, weight[:, index]))
+    quantile = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    out = {}
+    for name in METRICS:
+        values = torch.cat([part[name] for part in parts])
+        out[name] = values.nanquantile(quantile).tolist()
+    return out
+
+
+def fill_result(
+    result: MembershipResult,
+    score: Tensor,
+    guess: Tensor,
+    label: Tensor,
+    group: Tensor,
+    num_bootstrap: int,
+    seed: int,
+) -> None:
+    r"""Writes metrics, intervals and counts into :obj:`result`."""
+    for name, value in attack_figures(score, guess, label).items():
+        setattr(result, name, float(value))
+    result.deviation = abs(result.balanced_accuracy - 0.5)
+    result.num_members, result.num_nonmembers = int(label.sum()), int((~label).sum())
+    result.intervals = bootstrap(score, guess, label, group, num_bootstrap, seed)
+
+
+def fill_direction(result: MembershipResult, members_above: bool) -> None:
+    r"""Writes the direction, given where the members lie."""
+    low, high = result.intervals['auc']
+    if low <= 0.5 <= high:
+        result.direction = 'none'
+    else:
+        result.direction = 'remembered' if members_above else 'over-forgotten'
+
+
+def compare_features(
+    x: Tensor, label: Tensor, names: Sequence[str]
+) -> list[dict[str, Any]]:
+    r"""Returns name, standardised mean difference and reading of every feature."""
+    members, others = x[label], x[~label]
+    spread = ((members.var(dim=0) + others.var(dim=0)) / 2).sqrt()
+    difference = members.mean(dim=0) - others.mean(dim=0)
+    difference = torch.where(spread > 0, difference / spread, 0.0)
+    error = (1 / members.size(0) + 1 / others.size(0)) ** 0.5
+    out = []
+    for name, value in zip(names, difference.tolist()):
+        above = value > 0
+        if abs(value) <= 2 * error:
+            reading = 'none'
+        elif name.endswith(NEUTRAL) or name.startswith(('spread_', 'list_')):
+            reading = 'higher' if above else 'lower'
+        else:
+            above = above != name.endswith(DESCENDING)
+            reading = 'remembered' if above else 'over-forgotten'
+        out.append({'name': name, 'difference': value, 'reading': reading})
+    return out
+
+
+def plot_scores(
+    x: Tensor, label: Tensor, names: Sequence[str], seed: int
+) -> tuple[dict[str, list[float]], bool]:
+    r"""Returns the standardised scores of both sides, capped by a seeded draw, and
+    whether those of the members are higher on average.
+    """
+    name = MAIN if MAIN in names else f'mean_{MAIN}'
+    score = x[:, list(names).index(name)]
+    rng, out = generator(seed), {}
+    for key, values in (('members', score[label]), ('nonmembers', score[~label])):
+        perm = torch.randperm(values.numel(), generator=rng)
+        out[key] = values[perm[:MAX_SCORES]].tolist()
+    return out, bool(score[label].mean() > score[~label].mean())
+
+
+def _arrays(x: Tensor, label: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    return x.numpy(), label.numpy().astype(int)
+
+
+def _decide(model: Any, x: Tensor) -> Tensor:
+    return torch.from_numpy(model.decision_function(x.numpy()))
