@@ -58,6 +58,19 @@ def test_tru_writes_what_it_prints(tmp_path):
     assert repeated['rows'][0]['seconds'] == content['rows'][0]['seconds']
 
 
+def test_audit_writes_a_report(tmp_path):
+    out = run('audit.py', '--size', 'tiny', '--out', 'page.html', cwd=tmp_path)
+    assert out.returncode == 0, out.stderr
+    assert 'of the deleted interactions into the top 20' in out.stdout
+    content = json.loads((tmp_path / 'page.json').read_text())
+    names = ['original', 'retrained', 'edge drop', 'row reset', 'unlearned']
+    assert [row['name'] for row in content['table']['rows']] == names
+    assert content['failures'] == []
+    assert content['request']['ids'] == 'hashed'
+    page = (tmp_path / 'page.html').read_text(encoding='utf-8')
+    assert content['request']['hash'] in page
+
+
 @pytest.mark.parametrize(
     ('args', 'message'),
     [

@@ -10,6 +10,7 @@ from ._similarity import (
     rank_biased_overlap,
 )
 from .closeness import closeness, parameter_shift
+from .diagnosis import cross_modal_cka, item_persistence, layer_shift
 from .exposure import (
     deleted_share,
     exposure,
@@ -22,6 +23,7 @@ from .trade_off import trade_off
 
 __all__ = [
     'closeness',
+    'cross_modal_cka',
     'deleted_share',
     'embed',
     'evaluate_request',
@@ -29,11 +31,13 @@ __all__ = [
     'exposure',
     'exposure_drop',
     'exposure_profile',
+    'item_persistence',
     'item_reach',
     'jaccard_at_k',
     'jensen_shannon',
     'kendall_tau_top',
     'ks_statistic',
+    'layer_shift',
     'linear_cka',
     'overlap_at_k',
     'parameter_shift',

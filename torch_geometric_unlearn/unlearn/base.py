@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ class UnlearnResult:
         shift (dict): Relative change
             :math:`\|\theta - \theta_0\| / \|\theta_0\|` by parameter.
         exact (bool): Whether the method promises the model that retraining gives.
+        settings (dict): Name of the method as :obj:`method`, and its arguments that are
+            plain values, the seed among them.
     """
 
     model: torch.nn.Module
@@ -45,6 +48,38 @@ class UnlearnResult:
     touched: dict[str, float] = field(default_factory=dict)
     shift: dict[str, float] = field(default_factory=dict)
     exact: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def report(self, path: str | os.PathLike[str], **kwargs: Any) -> dict[str, Any]:
+        r"""Writes what is known of the request as JSON and as one page of HTML, which
+        loads nothing else.
+
+        Args:
+            path (str or Path): Where to write, with or without :obj:`.html`.
+            **kwargs (optional): What there is to compare with; see
+                :meth:`~torch_geometric_unlearn.report.report.build_report`. A section
+                that lacks its input says so.
+
+        Returns:
+            dict: The content of the JSON file. A run whose :obj:`failures` is not empty
+            should not count as a success.
+
+        Raises:
+            OSError: If a file can't be written.
+
+        Example:
+            >>> marked = ForgetUsers([3])(data)
+            >>> result = EdgeDrop()(model, marked)
+            >>> content = result.report('report.html', original=model, data=marked)
+            >>> content['method']['name'], content['failures']
+            ('EdgeDrop', [])
+        """
+        # Not above: what reports on unlearning may not be needed to unlearn.
+        from torch_geometric_unlearn.report.report import build_report, write_report
+
+        content = build_report(self, **kwargs)
+        write_report(content, path)
+        return content
 
     def __repr__(self) -> str:
         touched = sum(share > 0 for share in self.touched.values())
@@ -131,6 +166,7 @@ class Unlearner(ABC):
             touched=touched,
             shift=shift,
             exact=self.exact,
+            settings={'method': type(self).__name__} | self._settings(),
         )
 
     @abstractmethod
@@ -145,13 +181,17 @@ class Unlearner(ABC):
             retained (HeteroData): The data after the deletion.
         """
 
-    def __repr__(self) -> str:
+    def _settings(self) -> dict[str, Any]:
+        r"""Returns the arguments of the constructor that are plain values."""
         names = inspect.signature(type(self).__init__).parameters
-        args = [
-            f'{name}={getattr(self, name)!r}'
+        return {
+            name: getattr(self, name)
             for name in names
             if isinstance(getattr(self, name, ...), (bool, int, float, str, NoneType))
-        ]
+        }
+
+    def __repr__(self) -> str:
+        args = [f'{name}={value!r}' for name, value in self._settings().items()]
         return f'{self.__class__.__name__}({", ".join(args)})'
 
 
