@@ -62,6 +62,7 @@ METHODS = {
     'RowReset': lambda build: RowReset(),
     'ScaleGUN': lambda build: ScaleGUN(max_iter=5),
     'TRU': lambda build: TRU(**FEW),
+    'TRU never_seen': lambda build: TRU('never_seen', **FEW),
     'UltraRE': lambda build: UltraRE(build, 2, grouping='random', **FEW),
 }
 

@@ -115,13 +115,13 @@ def test_selector_rule():
     model = torch.nn.Linear(1, 1)
     selector = Selector('ndcg')
     rows = [
-        {'target_met': 0.0, 'forget_level': 0.5, 'ndcg': 0.9},
-        {'target_met': 0.0, 'forget_level': 0.3, 'ndcg': 0.1},
-        {'target_met': 0.0, 'forget_level': 0.4, 'ndcg': 0.9},
-        {'target_met': 1.0, 'forget_level': 0.1, 'ndcg': 0.2},
-        {'target_met': 1.0, 'forget_level': 0.2, 'ndcg': 0.3},
-        {'target_met': 1.0, 'forget_level': 0.0, 'ndcg': 0.3},
-        {'target_met': 0.0, 'forget_level': 0.0, 'ndcg': 1.0},
+        {'target_met': 0.0, 'miss': 0.5, 'ndcg': 0.9},
+        {'target_met': 0.0, 'miss': 0.3, 'ndcg': 0.1},
+        {'target_met': 0.0, 'miss': 0.4, 'ndcg': 0.9},
+        {'target_met': 1.0, 'miss': 0.1, 'ndcg': 0.2},
+        {'target_met': 1.0, 'miss': 0.2, 'ndcg': 0.3},
+        {'target_met': 1.0, 'miss': 0.0, 'ndcg': 0.3},
+        {'target_met': 0.0, 'miss': 0.0, 'ndcg': 1.0},
     ]
     taken = []
     for index, row in enumerate(rows):

@@ -1,6 +1,7 @@
 r"""Unlearning methods."""
 
 from .base import Unlearner, UnlearnResult
+from .calibration import NeverSeen
 from .certified_head import CertifiedHead
 from .cova import COVA
 from .edge_drop import EdgeDrop
@@ -27,6 +28,7 @@ __all__ = [
     'MMRecUn',
     'MultiDelete',
     'NegGrad',
+    'NeverSeen',
     'Retrain',
     'RowReset',
     'ScaleGUN',

@@ -32,6 +32,7 @@ class Workspace:
             interacted with.
         retain_loader (TripletLoader): Retained pairs as in training.
         repair_optimizer (torch.optim.Optimizer): Adam of the repair steps.
+        target (ForgetTarget): When the request counts as met.
     """
 
     model: torch.nn.Module
@@ -41,6 +42,7 @@ class Workspace:
     forget_loader: TripletLoader
     retain_loader: TripletLoader
     repair_optimizer: torch.optim.Optimizer
+    target: ForgetTarget
 
     @property
     def device(self) -> torch.device:
@@ -85,6 +87,8 @@ class ReverseRepair(Unlearner):
 
     #: Whether to skip the reverse step while the target is met.
     pauses: bool = True
+    #: Whether forgotten pairs may also not be too low.
+    two_sided: bool = False
 
     def __init__(
         self,
@@ -137,8 +141,7 @@ class ReverseRepair(Unlearner):
         self, model: torch.nn.Module, data: HeteroData, retained: HeteroData
     ) -> tuple[torch.nn.Module, list[dict[str, Any]]]:
         work = self._workspace(model, data, retained)
-        state = self._start(work)
-        target = ForgetTarget(data, retained, seed=self.seed)
+        state, target = self._start(work), work.target
         ndcg_key = f'retain_val_ndcg@{target.k}'
         selector = Selector(ndcg_key)
         history: list[dict[str, Any]] = []
@@ -203,5 +206,8 @@ class ReverseRepair(Unlearner):
             ),
             repair_optimizer=torch.optim.Adam(
                 parameters, lr=self.lr_repair, fused=True
+            ),
+            target=ForgetTarget(
+                data, retained, seed=self.seed, two_sided=self.two_sided
             ),
         )

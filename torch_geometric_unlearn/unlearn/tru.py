@@ -11,14 +11,17 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.metrics import embed
 from torch_geometric_unlearn.nn.functional import bpr_loss, reverse_bpr_loss
 from torch_geometric_unlearn.nn.models import Triplets
 from torch_geometric_unlearn.utils.check import check_choice, check_float, check_int
 from torch_geometric_unlearn.utils.topk import PairIndex
 
+from .calibration import NeverSeen
 from .masked_adam import MaskedAdam
 from .modules import LeafModule, branch_names, leaf_modules
 from .reverse_repair import ReverseRepair, Workspace
+from .row_reset import lacks_id_table, reset_rows
 
 
 class TRU(ReverseRepair):
@@ -53,6 +56,12 @@ class TRU(ReverseRepair):
     :class:`~torch_geometric_unlearn.unlearn.MMRecUn`.
 
     Args:
+        target (str, optional): Where forgotten pairs are to go: :obj:`'lowest'`, by
+            reverse BPR under the gate, until the lists are free of them, or
+            :obj:`'never_seen'`, by :class:`~torch_geometric_unlearn.unlearn.NeverSeen`
+            instead of reverse BPR and gate, which also stops them from becoming
+            conspicuously low; rows of deleted users and items are drawn anew first
+            [ours]. (default: :obj:`'lowest'`)
         gate (bool, optional): Whether the ranking fusion gate acts.
             (default: :obj:`True`)
         scaling (bool, optional): Whether branches are scaled. (default: :obj:`True`)
@@ -62,12 +71,15 @@ class TRU(ReverseRepair):
             :obj:`'user'`, :obj:`'item'`, :obj:`'both'` (those in the forgotten
             interactions), :obj:`'all'` for whole tables, or :obj:`'auto'` for
             :obj:`'item'` in an item-level request, :obj:`'both'` in a mixed one, and
-            :obj:`'user'` otherwise. (default: :obj:`'auto'`)
+            :obj:`'user'` otherwise; with :obj:`target='never_seen'`, :obj:`'both'` in
+            all but user-level requests. (default: :obj:`'auto'`)
         reach (float, optional): How far the steps of an epoch can carry a module, over
             the root mean square of its entries, which sets :math:`\eta_{rev}` for every
             module whatever the model's scale and the number of batches. If
             :obj:`None`, 1 where rows are deleted as a whole (user- and item-level
-            requests), and 1/3 where the same rows also hold what is retained.
+            requests), and 1/3 where the same rows also hold what is retained; with
+            :obj:`target='never_seen'`, 3 in user-level requests, 1 in item-level ones, and
+            0.4 otherwise.
             (default: :obj:`None`)
         lr_reverse (float, optional): One step size :math:`\eta_{rev}` for all modules
             instead. (default: :obj:`None`)
@@ -89,6 +101,10 @@ class TRU(ReverseRepair):
         margin (float, optional): Margin of the gate penalty. (default: :obj:`0.0`)
         alpha_range (tuple, optional): Bounds of the branch scales.
             (default: :obj:`(0.25, 4.0)`)
+        anchor (float, optional): Weight of holding retained pairs at their scores, with
+            :obj:`target='never_seen'`. (default: :obj:`2.0`)
+        decay (float, optional): Factor on the step sizes per epoch, with
+            :obj:`target='never_seen'`. (default: :obj:`0.6`)
         smoothing (float, optional): Weight of the past in the branch scales over
             epochs, in :math:`[0, 1)`. (default: :obj:`0.5`)
         num_probes (int, optional): Batches of each side that the energies are measured
@@ -113,6 +129,7 @@ class TRU(ReverseRepair):
 
     def __init__(
         self,
+        target: str = 'lowest',
         gate: bool = True,
         scaling: bool = True,
         isolation: bool = True,
@@ -129,6 +146,8 @@ class TRU(ReverseRepair):
         gate_weight: float = 1.0,
         margin: float = 0.0,
         alpha_range: tuple[float, float] = (0.25, 4.0),
+        anchor: float = 2.0,
+        decay: float = 0.6,
         smoothing: float = 0.5,
         num_probes: int = 2,
         top_k: int = 3,
@@ -140,6 +159,11 @@ class TRU(ReverseRepair):
         super().__init__(
             num_epochs, lr_repair, repair_batches, patience, batch_size, seed
         )
+        self.target = check_choice(target, 'target', ('lowest', 'never_seen'))
+        self.two_sided = target == 'never_seen'
+        self.pauses = not self.two_sided
+        self.anchor = check_float(anchor, 'anchor', 0.0)
+        self.decay = check_float(decay, 'decay', 0.0, 1.0)
         if reach is not None:
             check_float(reach, 'reach', 0.0)
         self.reach = reach
@@ -174,7 +198,20 @@ class TRU(ReverseRepair):
         modules = leaf_modules(work.model, rows)
         branches = branch_names(work.model)
         fusion = [name for name, branch in branches.items() if branch == 'fusion']
+        never_seen = None
+        if self.two_sided:
+            if not lacks_id_table(work.model):
+                reset_rows(work.model, work.data)
+            never_seen = NeverSeen(
+                work.data,
+                work.target.reference,
+                self.anchor,
+                2 * self.batch_size,
+                self.seed,
+            )
+            never_seen.start(embed(work.model, work.graph))
         return _State(
+            never_seen=never_seen,
             lr=self._step_sizes(work, modules),
             modules=modules,
             branches=branches,
@@ -190,6 +227,8 @@ class TRU(ReverseRepair):
         reach = self.reach
         if reach is None:
             reach = 1.0 if level in ('user', 'item') else 1 / 3
+            if self.two_sided:
+                reach = {'user': 3.0, 'item': 1.0}.get(level, 0.4)
         num_steps = self.num_passes * len(work.forget_loader)
         parameters = dict(work.model.named_parameters())
         out: dict[str, float] = {}
@@ -209,7 +248,8 @@ class TRU(ReverseRepair):
         log = self._estimate(work, state)
         parameters = dict(work.model.named_parameters())
         masked = [p for m in state.modules if m.selected for p in m.parameters]
-        gated = state.fusion if self.gate else []
+        gates = self.gate and state.never_seen is None
+        gated = state.fusion if gates else []
         rows = {name: m.rows for m in state.modules for name in m.parameters}
         totals = torch.zeros(3, device=work.device)
         for _ in range(self.num_passes):
@@ -217,9 +257,12 @@ class TRU(ReverseRepair):
                 batch = batch.to(work.device)
                 pos_score, neg_score, embeddings = work.scores(batch)
                 weight, penalty = None, None
-                if self.gate:
+                if gates:
                     weight, penalty = state.gate(batch, pos_score, embeddings)
-                loss = reverse_bpr_loss(pos_score, neg_score, weight=weight)
+                if state.never_seen is not None:
+                    loss = state.never_seen(batch, embeddings)
+                else:
+                    loss = reverse_bpr_loss(pos_score, neg_score, weight=weight)
                 grads = _gradients(loss, parameters, masked, retain_graph=bool(gated))
                 if penalty is not None:
                     term = _gradients(self.gate_weight * penalty, parameters, gated)
@@ -231,6 +274,8 @@ class TRU(ReverseRepair):
                 if weight is not None and penalty is not None:
                     totals[1] += penalty.detach()
                     totals[2] += weight.mean()
+        if self.two_sided:
+            state.lr = {name: lr * self.decay for name, lr in state.lr.items()}
         num_steps = self.num_passes * len(work.forget_loader)
         names = ('reverse_loss', 'gate_loss', 'mean_gate')
         log |= dict(zip(names, (totals / num_steps).tolist()))
@@ -290,6 +335,7 @@ class TRU(ReverseRepair):
         if rows == 'auto':
             level = work.data.forget_level if 'forget_level' in work.data else 'mixed'
             rows = {'item': 'item', 'mixed': 'both'}.get(level, 'user')
+            rows = 'both' if self.two_sided and level != 'user' else rows
         tables = getattr(work.model, 'tables', None)
         if rows == 'all' or tables is None:
             return {}
@@ -492,6 +538,7 @@ class _State:
     branches: dict[str, str]
     fusion: list[str]
     gate: RankingFusionGate
+    never_seen: NeverSeen | None = None
     optimizer: MaskedAdam = field(default_factory=MaskedAdam)
     alpha: dict[str, float] = field(default_factory=dict)
 
