@@ -18,6 +18,7 @@ import torch
 from common import finish, load_baby
 from torch_geometric.nn import LightGCN
 
+from torch_geometric_unlearn.audit import membership
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.metrics import (
     evaluate_request,
@@ -82,6 +83,7 @@ def make_unlearners(build_model, fit_args, seed):
         'edge_drop': EdgeDrop(seed=seed),
         'row_reset': RowReset(seed=seed),
         'tru': TRU(**batch),
+        'tru_never_seen': TRU('never_seen', **batch),
         'mmrecun': MMRecUn(**batch),
         'multidelete': MultiDelete(**half),
         'multidelete_repair': MultiDelete(repair_batches=10, **half),
@@ -103,6 +105,9 @@ parser.add_argument('--ratio', type=float, default=0.05, help='share to forget')
 parser.add_argument('--methods', nargs='*', metavar='NAME', help='only these')
 parser.add_argument('--out', required=True, metavar='FOLDER')
 parser.add_argument('--num-epochs', type=int, help='of every training, for a quick try')
+parser.add_argument(
+    '--membership', action='store_true', help='let an attacker try on each model'
+)
 parser.add_argument('--seed', type=int, default=999)
 parser.add_argument('--device', default='cpu')
 parser.add_argument('--json', metavar='PATH')
@@ -156,7 +161,12 @@ def load_original():
 
 def measure(model, graph=None):
     scores = evaluate_request(model, marked, graph=graph, ks=(10, 20))
-    return scores | exposure(model, marked, graph=graph)
+    scores |= exposure(model, marked, graph=graph)
+    if args.membership:
+        attack = membership(model, marked, graph).to_dict()
+        for key in ('balanced_accuracy', 'auc', 'direction'):
+            scores[f'membership_{key}'] = attack[key]
+    return scores
 
 
 def write(method, content):
@@ -221,6 +231,8 @@ columns = [
     'retain_ndcg@20',
     'forget_recall@20',
     'forget_ndcg@20',
+    'membership_balanced_accuracy',
+    'membership_auc',
     'trade_off',
     'seconds',
     'speed_up',

@@ -78,9 +78,8 @@ class TRU(ReverseRepair):
             module whatever the model's scale and the number of batches. If
             :obj:`None`, 1 where rows are deleted as a whole (user- and item-level
             requests), and 1/3 where the same rows also hold what is retained; with
-            :obj:`target='never_seen'`, 3 in user-level requests, 1 in item-level ones, and
-            0.4 otherwise.
-            (default: :obj:`None`)
+            :obj:`target='never_seen'`, 3 in user-level requests, 1 in item-level ones,
+            and 0.4 otherwise. (default: :obj:`None`)
         lr_reverse (float, optional): One step size :math:`\eta_{rev}` for all modules
             instead. (default: :obj:`None`)
         lr_repair (float, optional): Step size of the repair, that of the training.
