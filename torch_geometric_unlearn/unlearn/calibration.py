@@ -110,8 +110,10 @@ def standard_scores(user_emb: Tensor, item_emb: Tensor, pairs: Tensor) -> Tensor
     """
     centred = item_emb - item_emb.mean(dim=0)
     covariance = centred.t() @ centred / item_emb.size(0)
-    user = user_emb[pairs[0].to(user_emb.device)]
-    score = (user * centred[pairs[1].to(user_emb.device)]).sum(dim=-1)
+    # `index_select`, as the gradient of indexing depends on the order of threads.
+    user = user_emb.index_select(0, pairs[0].to(user_emb.device))
+    item = centred.index_select(0, pairs[1].to(user_emb.device))
+    score = (user * item).sum(dim=-1)
     variance = ((user @ covariance) * user).sum(dim=-1)
     return score / variance.clamp(min=1e-12).sqrt()
 

@@ -171,7 +171,7 @@ class MultiDelete(ReverseRepair):
         r"""Compares joint representations, fused and by branch."""
         loss = views.user.new_zeros(())
         for (user, item), (user_o, item_o) in zip(views.sides, target.sides):
-            joint = user[pairs[0]] * item[pairs[1]]
+            joint = user.index_select(0, pairs[0]) * item.index_select(0, pairs[1])
             joint_o = user_o[target_pairs[0]] * item_o[target_pairs[1]]
             if self.score_only:
                 joint, joint_o = (x.sum(-1, keepdim=True) for x in (joint, joint_o))
@@ -184,9 +184,12 @@ class MultiDelete(ReverseRepair):
         r"""Compares content representations of items, and vectors of users."""
         loss = views.user.new_zeros(())
         for name, x in views.content.items():
-            loss = loss + self._distance(x[items], target.content[name][items])
+            loss = loss + self._distance(
+                x.index_select(0, items), target.content[name][items]
+            )
         if users.numel() > 0:
-            loss = loss + self._distance(views.user[users], target.user[users])
+            kept = views.user.index_select(0, users)
+            loss = loss + self._distance(kept, target.user[users])
         return loss
 
     def _distance(self, x: Tensor, target: Tensor) -> Tensor:

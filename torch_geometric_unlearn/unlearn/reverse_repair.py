@@ -58,10 +58,7 @@ class Workspace:
         """
         self.model.eval()
         user_emb, item_emb = self.model(self.graph)
-        user = user_emb[batch.user]
-        pos_score = (user * item_emb[batch.pos_item]).sum(dim=-1)
-        neg_score = (user * item_emb[batch.neg_item]).sum(dim=-1)
-        return pos_score, neg_score, (user_emb, item_emb)
+        return *batch.scores(user_emb, item_emb), (user_emb, item_emb)
 
 
 class ReverseRepair(Unlearner):

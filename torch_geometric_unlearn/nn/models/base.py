@@ -24,6 +24,16 @@ class Triplets(NamedTuple):
     pos_item: Tensor
     neg_item: Tensor
 
+    def scores(self, user_emb: Tensor, item_emb: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Returns the scores of positives and negatives, both :obj:`[B]`, from all
+        user and item embeddings. Its gradient is the same in every call.
+        """
+        # The gradient of plain indexing depends on the order of threads.
+        user = user_emb.index_select(0, self.user)
+        pos_item = item_emb.index_select(0, self.pos_item)
+        neg_item = item_emb.index_select(0, self.neg_item)
+        return (user * pos_item).sum(dim=-1), (user * neg_item).sum(dim=-1)
+
     def to(self, device: torch.device | str) -> Triplets:
         r"""Returns the batch on another device."""
         return Triplets(*(x.to(device, non_blocking=True) for x in self))

@@ -82,9 +82,7 @@ class DeletionOperators(Recommender):
     def loss(self, graph: Any, batch: Triplets) -> Tensor:
         r"""Returns BPR."""
         user_emb, item_emb = self(graph)
-        user = user_emb[batch.user]
-        pos_score = (user * item_emb[batch.pos_item]).sum(dim=-1)
-        return bpr_loss(pos_score, (user * item_emb[batch.neg_item]).sum(dim=-1))
+        return bpr_loss(*batch.scores(user_emb, item_emb))
 
     def branches(self) -> dict[str, list[Tensor]]:
         r"""Returns the model's branches, each with its operator; the one after the
