@@ -14,26 +14,16 @@ import argparse
 import json
 from pathlib import Path
 
-import torch
+from backbones import BUILD, REGIMES, load_original, resumable, training_settings
 from common import finish, load_baby
-from torch_geometric.nn import LightGCN
 
 from torch_geometric_unlearn.audit import membership
-from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.metrics import (
     evaluate_request,
-    evaluate_split,
     exposure,
     trade_off,
 )
-from torch_geometric_unlearn.nn import MGCN, MIGGT, RecommenderAdapter
 from torch_geometric_unlearn.report import save_json
-from torch_geometric_unlearn.train import fit, load_model, save_model
-from torch_geometric_unlearn.transforms import (
-    ForgetInteractions,
-    ForgetItems,
-    ForgetUsers,
-)
 from torch_geometric_unlearn.unlearn import (
     COVA,
     TRU,
@@ -51,29 +41,6 @@ from torch_geometric_unlearn.unlearn import (
 )
 
 
-def build_mgcn(data):
-    return MGCN.from_data(data).to(args.device)
-
-
-def build_miggt(data):
-    model_args, _ = MIGGT.published('Baby')
-    return MIGGT.from_data(data, **model_args).to(args.device)
-
-
-def build_lightgcn(data):
-    sizes = schema.num_users(data), schema.num_items(data)
-    module = LightGCN(sum(sizes), 64, num_layers=2)
-    return RecommenderAdapter(module, *sizes, weight_decay=1e-4).to(args.device)
-
-
-BUILD = {'MGCN': build_mgcn, 'MIGGT': build_miggt, 'LightGCN': build_lightgcn}
-REGIMES = {
-    'user': ForgetUsers,
-    'item': ForgetItems,
-    'interaction': ForgetInteractions,
-}
-
-
 def make_unlearners(build_model, fit_args, seed):
     r"""All methods by name, with a backbone's own training settings."""
     # MIG-GT's loss is a sum with a regulariser over all nodes, made for its batch size.
@@ -83,7 +50,7 @@ def make_unlearners(build_model, fit_args, seed):
         'edge_drop': EdgeDrop(seed=seed),
         'row_reset': RowReset(seed=seed),
         'tru': TRU(**batch),
-        'tru_never_seen': TRU('never_seen', **batch),
+        'tru_lowest': TRU('lowest', **batch),
         'mmrecun': MMRecUn(**batch),
         'multidelete': MultiDelete(**half),
         'multidelete_repair': MultiDelete(repair_batches=10, **half),
@@ -117,7 +84,7 @@ data, name = load_baby()
 data = data.to(args.device)
 marked = REGIMES[args.regime](ratio=args.ratio, seed=args.seed)(data)
 build_model = BUILD[args.backbone]
-fit_args = MIGGT.published('Baby')[1] if args.backbone == 'MIGGT' else {}
+fit_args = training_settings(args.backbone)
 if args.num_epochs:
     fit_args['num_epochs'] = args.num_epochs
 unlearners = make_unlearners(build_model, fit_args, args.seed)
@@ -128,35 +95,6 @@ if unknown:
 out = Path(args.out)
 cells = out / f'{args.backbone}_{args.regime}_{args.seed}'
 cells.mkdir(parents=True, exist_ok=True)
-
-
-def load_original():
-    r"""The original model, trained once for all requests."""
-    path = out / f'{args.backbone}_{args.seed}.safetensors'
-    torch.manual_seed(args.seed)
-    model = build_model(data)
-    if path.exists():
-        return model, load_model(model, path)
-    result = fit(
-        model,
-        data,
-        seed=args.seed,
-        checkpoint=path.with_suffix('.ck'),
-        checkpoint_every=5,
-        resume=True,
-        **fit_args,
-    )
-    run = {
-        'best_epoch': result.best_epoch,
-        'num_epochs': len(result.history),
-        'seconds': result.seconds,
-        'peak_memory': result.peak_memory,
-        'history': result.history,
-        'test': evaluate_split(model, data),
-        'test_own_masking': evaluate_split(model, data, mask_validation=True),
-    }
-    save_model(model, path, run)
-    return model, run
 
 
 def measure(model, graph=None):
@@ -174,7 +112,9 @@ def write(method, content):
     print(f'{args.backbone}, {args.regime}-level: {method} done', flush=True)
 
 
-model, run = load_original()
+model, run = load_original(
+    args.backbone, data, out, args.seed, args.device, **fit_args
+)
 if not (cells / 'original.json').exists():
     graph = model.build_graph(data)
     write('original', measure(model, graph) | run)
@@ -193,8 +133,7 @@ for method, unlearner in unlearners.items():
             | {'seconds': sum(row['seconds'] for row in history), 'history': history},
         )
     if method == 'retrain':  # Goes on from its last epoch.
-        file = cells / 'retrain.ck'
-        progress = {'checkpoint': file, 'checkpoint_every': 5, 'resume': True}
+        progress = resumable(cells / 'retrain.ck')
         unlearner = Retrain(build_model, seed=args.seed, **fit_args, **progress)
     ok, reason = unlearner.supports(model, marked)
     if not ok:

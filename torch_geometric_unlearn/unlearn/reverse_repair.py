@@ -33,6 +33,8 @@ class Workspace:
         retain_loader (TripletLoader): Retained pairs as in training.
         repair_optimizer (torch.optim.Optimizer): Adam of the repair steps.
         target (ForgetTarget): When the request counts as met.
+        num_epochs (int): Largest number of epochs.
+        repair_batches (int, optional): Batches of a repair step.
     """
 
     model: torch.nn.Module
@@ -43,6 +45,8 @@ class Workspace:
     retain_loader: TripletLoader
     repair_optimizer: torch.optim.Optimizer
     target: ForgetTarget
+    num_epochs: int
+    repair_batches: int | None
 
     @property
     def device(self) -> torch.device:
@@ -84,8 +88,8 @@ class ReverseRepair(Unlearner):
 
     #: Whether to skip the reverse step while the target is met.
     pauses: bool = True
-    #: Whether forgotten pairs may also not be too low.
-    two_sided: bool = False
+    #: Whether the repair step comes before the reverse step of its epoch.
+    repairs_first: bool = False
 
     def __init__(
         self,
@@ -115,15 +119,24 @@ class ReverseRepair(Unlearner):
         what to log.
         """
 
+    def _is_reversing(self, state: Any, history: list[dict[str, Any]]) -> bool:
+        r"""Returns whether the coming epoch has a reverse step."""
+        met = bool(history and history[-1]['target_met'])
+        return not (self.pauses and met)
+
+    def _measure(self, work: Workspace, state: Any) -> dict[str, Any]:
+        r"""Returns how far the request is met, with all that the selection reads."""
+        return work.target.measure(work.model, work.graph)
+
     def _repair(self, work: Workspace) -> dict[str, Any]:
         r"""Runs one repair step: the model's own full training loss on retained
         batches.
         """
-        if self.repair_batches == 0:
+        if work.repair_batches == 0:
             return {'repair_loss': 0.0}
         work.model.train()
         total, num_batches = torch.zeros((), device=work.device), 0
-        for batch in islice(work.retain_loader, self.repair_batches):
+        for batch in islice(work.retain_loader, work.repair_batches):
             work.repair_optimizer.zero_grad(set_to_none=True)
             loss = work.model.loss(  # type: ignore[operator]
                 work.graph, batch.to(work.device)
@@ -138,19 +151,22 @@ class ReverseRepair(Unlearner):
         self, model: torch.nn.Module, data: HeteroData, retained: HeteroData
     ) -> tuple[torch.nn.Module, list[dict[str, Any]]]:
         work = self._workspace(model, data, retained)
-        state, target = self._start(work), work.target
-        ndcg_key = f'retain_val_ndcg@{target.k}'
+        state = self._start(work)
+        ndcg_key = f'retain_val_ndcg@{work.target.k}'
         selector = Selector(ndcg_key)
         history: list[dict[str, Any]] = []
-        for epoch in range(self.num_epochs):
+        for epoch in range(work.num_epochs):
             with ResourceMeter(work.device) as meter:
                 row: dict[str, Any] = {'epoch': epoch}
-                met = bool(history and history[-1]['target_met'])
-                reversing = not (self.pauses and met)
+                reversing = self._is_reversing(state, history)
+                if self.repairs_first:
+                    row |= self._repair(work)
                 if reversing:
                     row |= self._reverse(work, state)
-                row |= {'reversed': reversing} | self._repair(work)
-                row |= target.measure(model, work.graph)
+                row['reversed'] = reversing
+                if not self.repairs_first:
+                    row |= self._repair(work)
+                row |= self._measure(work, state)
                 row['selected'] = selector.update(model, row, epoch)
             history.append(row | {'seconds': meter.seconds})
             if self._should_stop(history, ndcg_key):
@@ -204,7 +220,7 @@ class ReverseRepair(Unlearner):
             repair_optimizer=torch.optim.Adam(
                 parameters, lr=self.lr_repair, fused=True
             ),
-            target=ForgetTarget(
-                data, retained, seed=self.seed, two_sided=self.two_sided
-            ),
+            target=ForgetTarget(data, retained, seed=self.seed),
+            num_epochs=self.num_epochs,
+            repair_batches=self.repair_batches,
         )

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import islice
 from typing import Any
 
@@ -11,9 +11,8 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
-from torch_geometric_unlearn.metrics import embed
 from torch_geometric_unlearn.nn.functional import bpr_loss, reverse_bpr_loss
-from torch_geometric_unlearn.nn.models import Triplets
+from torch_geometric_unlearn.nn.models import Table, Triplets
 from torch_geometric_unlearn.utils.check import check_choice, check_float, check_int
 from torch_geometric_unlearn.utils.topk import PairIndex
 
@@ -22,6 +21,41 @@ from .masked_adam import MaskedAdam
 from .modules import LeafModule, branch_names, leaf_modules
 from .reverse_repair import ReverseRepair, Workspace
 from .row_reset import lacks_id_table, reset_rows
+
+_ROWS = ('auto', 'user', 'item', 'both', 'others', 'all')
+
+
+@dataclass(frozen=True)
+class _Plan:
+    r"""Where and how far a request is reversed."""
+
+    rows: str
+    reach: float
+    shared_rate: float = 0.01
+    num_epochs: int = 5
+    num_passes: int = 3
+    repair_batches: int | None = 10
+    capacity: float = 0.3
+    anchor: float = 0.0
+
+
+_LOWEST = {
+    'user': _Plan('user', 1.0),
+    'item': _Plan('item', 1.0),
+    'interaction': _Plan('user', 1 / 3),
+    'mixed': _Plan('both', 1 / 3),
+}
+_NEVER_SEEN = {
+    'user': _Plan('user', 3.0, 0.01, 5, 6, 5, 1.0, 0.3),
+    'item': _Plan('others', 2.0, 0.01, 8, 6, 5, 1.0, 0.6),
+    'interaction': _Plan('both', 0.6, 0.01, 5, 6, 5, 1.0, 1.0),
+    'mixed': _Plan('both', 0.6, 0.01, 5, 6, 5, 1.0, 1.0),
+}
+_NEVER_SEEN_WITHOUT_ITEM_TABLE = {
+    'item': _Plan('both', 0.1, 1.0, 12, 9, 2, 1.0, 0.3),
+    'interaction': _Plan('both', 1.0, 0.1, 12, 9, 2, 1.0, 0.3),
+    'mixed': _Plan('both', 1.0, 0.1, 12, 9, 2, 1.0, 0.3),
+}
 
 
 class TRU(ReverseRepair):
@@ -60,8 +94,10 @@ class TRU(ReverseRepair):
             reverse BPR under the gate, until the lists are free of them, or
             :obj:`'never_seen'`, by :class:`~torch_geometric_unlearn.unlearn.NeverSeen`
             instead of reverse BPR and gate, which also stops them from becoming
-            conspicuously low; rows of deleted users and items are drawn anew first
-            [ours]. (default: :obj:`'lowest'`)
+            conspicuously low. With it, rows of deleted users and items are drawn anew
+            first; if that meets the target, a repair step ends the run. Else all epochs
+            are run, with the repair before the reverse step, which has the last word
+            [ours]. (default: :obj:`'never_seen'`)
         gate (bool, optional): Whether the ranking fusion gate acts.
             (default: :obj:`True`)
         scaling (bool, optional): Whether branches are scaled. (default: :obj:`True`)
@@ -69,28 +105,27 @@ class TRU(ReverseRepair):
             modules. (default: :obj:`True`)
         rows (str, optional): Whose table rows may move under isolation:
             :obj:`'user'`, :obj:`'item'`, :obj:`'both'` (those in the forgotten
-            interactions), :obj:`'all'` for whole tables, or :obj:`'auto'` for
-            :obj:`'item'` in an item-level request, :obj:`'both'` in a mixed one, and
-            :obj:`'user'` otherwise; with :obj:`target='never_seen'`, :obj:`'both'` in
-            all but user-level requests. (default: :obj:`'auto'`)
+            interactions), :obj:`'others'` for all items that are not deleted,
+            :obj:`'all'` for whole tables, or :obj:`'auto'` for what the table below
+            says. (default: :obj:`'auto'`)
         reach (float, optional): How far the steps of an epoch can carry a module, over
             the root mean square of its entries, which sets :math:`\eta_{rev}` for every
-            module whatever the model's scale and the number of batches. If
-            :obj:`None`, 1 where rows are deleted as a whole (user- and item-level
-            requests), and 1/3 where the same rows also hold what is retained; with
-            :obj:`target='never_seen'`, 3 in user-level requests, 1 in item-level ones,
-            and 0.4 otherwise. (default: :obj:`None`)
+            module whatever the model's scale and the number of batches; see below.
+            (default: :obj:`'auto'`)
         lr_reverse (float, optional): One step size :math:`\eta_{rev}` for all modules
             instead. (default: :obj:`None`)
         lr_repair (float, optional): Step size of the repair, that of the training.
             (default: :obj:`1e-3`)
         shared_rate (float, optional): Factor on :math:`\eta_{rev}` for modules that all
-            users share, under isolation. (default: :obj:`0.01`)
-        num_epochs (int, optional): Largest number of epochs. (default: :obj:`5`)
+            users share, under isolation; see below. (default: :obj:`'auto'`)
+        num_epochs (int, optional): Largest number of epochs; see below.
+            (default: :obj:`'auto'`)
         num_passes (int, optional): Reverse passes over the forgotten interactions per
-            epoch. (default: :obj:`3`)
+            epoch, in batches, or at once with :obj:`target='never_seen'`; see below.
+            (default: :obj:`'auto'`)
         repair_batches (int, optional): Repair batches per epoch, a full pass if
-            :obj:`None`. (default: :obj:`10`)
+            :obj:`None`, or what the table below says if :obj:`'auto'`.
+            (default: :obj:`'auto'`)
         patience (int, optional): Epochs without gain in retained validation NDCG to sit
             out once the target is met. (default: :obj:`1`)
         k (int, optional): Length of the lists that the gate looks at.
@@ -101,21 +136,43 @@ class TRU(ReverseRepair):
         alpha_range (tuple, optional): Bounds of the branch scales.
             (default: :obj:`(0.25, 4.0)`)
         anchor (float, optional): Weight of holding retained pairs at their scores, with
-            :obj:`target='never_seen'`. (default: :obj:`2.0`)
-        decay (float, optional): Factor on the step sizes per epoch, with
-            :obj:`target='never_seen'`. (default: :obj:`0.6`)
+            :obj:`target='never_seen'`; see below. (default: :obj:`'auto'`)
+        final_rate (float, optional): Share of the step sizes that is left in the last
+            epoch, with :obj:`target='never_seen'`. (default: :obj:`0.1`)
         smoothing (float, optional): Weight of the past in the branch scales over
             epochs, in :math:`[0, 1)`. (default: :obj:`0.5`)
         num_probes (int, optional): Batches of each side that the energies are measured
             on. (default: :obj:`2`)
         top_k (int, optional): Modules that are always selected. (default: :obj:`3`)
         capacity (float, optional): Share :math:`\kappa` of the capacity to cover, in
-            :math:`[0, 1]`. (default: :obj:`0.3`)
+            :math:`[0, 1]`; see below. (default: :obj:`'auto'`)
         sensitivity (str, optional): :obj:`'energy'` for the mean squared gradient,
             :obj:`'relative'` for the squared gradient over the squared norm.
             (default: :obj:`'energy'`)
         batch_size (int, optional): Pairs per batch. (default: :obj:`2048`)
         seed (int, optional): Seed of every random choice. (default: :obj:`0`)
+
+    What is :obj:`'auto'` depends on the request, which decides what holds the memory
+    [ours; chosen on validation data of Amazon Baby]. *Without item table* is a model
+    like :class:`~torch_geometric_unlearn.nn.MIGGT`, where modules that all share must
+    carry what rows would; *other* are interaction-level and mixed requests.
+
+    ==============  ======  =====  ======  ======  ======  ======  ========  ======
+    level           rows    reach  shared  epochs  passes  repair  capacity  anchor
+    ==============  ======  =====  ======  ======  ======  ======  ========  ======
+    *lowest*
+    user            user    1      0.01    5       3       10      0.3
+    item            item    1      0.01    5       3       10      0.3
+    interaction     user    1/3    0.01    5       3       10      0.3
+    mixed           both    1/3    0.01    5       3       10      0.3
+    *never seen*
+    user            user    3      0.01    5       6       5       1         0.3
+    item            others  2      0.01    8       6       5       1         0.6
+    other           both    0.6    0.01    5       6       5       1         1
+    *without item table*
+    item            both    0.1    1       12      9       2       1         0.3
+    other           both    1      0.1     12      9       2       1         0.3
+    ==============  ======  =====  ======  ======  ======  ======  ========  ======
 
     Raises:
         ValueError: If an argument is out of range.
@@ -128,53 +185,54 @@ class TRU(ReverseRepair):
 
     def __init__(
         self,
-        target: str = 'lowest',
+        target: str = 'never_seen',
         gate: bool = True,
         scaling: bool = True,
         isolation: bool = True,
         rows: str = 'auto',
-        reach: float | None = None,
+        reach: float | str = 'auto',
         lr_reverse: float | None = None,
         lr_repair: float = 1e-3,
-        shared_rate: float = 0.01,
-        num_epochs: int = 5,
-        num_passes: int = 3,
-        repair_batches: int | None = 10,
+        shared_rate: float | str = 'auto',
+        num_epochs: int | str = 'auto',
+        num_passes: int | str = 'auto',
+        repair_batches: int | str | None = 'auto',
         patience: int = 1,
         k: int = 20,
         gate_weight: float = 1.0,
         margin: float = 0.0,
         alpha_range: tuple[float, float] = (0.25, 4.0),
-        anchor: float = 2.0,
-        decay: float = 0.6,
+        anchor: float | str = 'auto',
+        final_rate: float = 0.1,
         smoothing: float = 0.5,
         num_probes: int = 2,
         top_k: int = 3,
-        capacity: float = 0.3,
+        capacity: float | str = 'auto',
         sensitivity: str = 'energy',
         batch_size: int = 2048,
         seed: int = 0,
     ) -> None:
-        super().__init__(
-            num_epochs, lr_repair, repair_batches, patience, batch_size, seed
-        )
+        super().__init__(1, lr_repair, None, patience, batch_size, seed)
         self.target = check_choice(target, 'target', ('lowest', 'never_seen'))
-        self.two_sided = target == 'never_seen'
-        self.pauses = not self.two_sided
-        self.anchor = check_float(anchor, 'anchor', 0.0)
-        self.decay = check_float(decay, 'decay', 0.0, 1.0)
-        if reach is not None:
-            check_float(reach, 'reach', 0.0)
-        self.reach = reach
+        self.pauses = target == 'lowest'  # Else, step sizes are annealed.
+        self.repairs_first = target == 'never_seen'
+        self.final_rate = check_float(final_rate, 'final_rate', 0.0, 1.0)
+        self.rows = check_choice(rows, 'rows', _ROWS)
+        self.reach = _or_auto(check_float, reach, 'reach', 0.0)
+        self.shared_rate = _or_auto(check_float, shared_rate, 'shared_rate', 0.0)
+        self.num_epochs = _or_auto(check_int, num_epochs, 'num_epochs', 1)
+        self.num_passes = _or_auto(check_int, num_passes, 'num_passes', 1)
+        self.repair_batches = repair_batches  # type: ignore[assignment]
+        if repair_batches is not None:
+            _or_auto(check_int, repair_batches, 'repair_batches', 0)
+        self.capacity = _or_auto(check_float, capacity, 'capacity', 0.0, 1.0)
+        self.anchor = _or_auto(check_float, anchor, 'anchor', 0.0)
         if lr_reverse is not None:
             check_float(lr_reverse, 'lr_reverse', 0.0)
         self.lr_reverse = lr_reverse
         self.gate = gate
         self.scaling = scaling
         self.isolation = isolation
-        self.rows = check_choice(rows, 'rows', ('auto', 'user', 'item', 'both', 'all'))
-        self.shared_rate = check_float(shared_rate, 'shared_rate', 0.0)
-        self.num_passes = check_int(num_passes, 'num_passes', 1)
         self.k = check_int(k, 'k', 1)
         self.gate_weight = check_float(gate_weight, 'gate_weight', 0.0)
         self.margin = check_float(margin, 'margin', 0.0)
@@ -187,48 +245,68 @@ class TRU(ReverseRepair):
         self.smoothing = check_float(smoothing, 'smoothing', 0.0, 0.999)
         self.num_probes = check_int(num_probes, 'num_probes', 1)
         self.top_k = check_int(top_k, 'top_k', 1)
-        self.capacity = check_float(capacity, 'capacity', 0.0, 1.0)
         self.sensitivity = check_choice(
             sensitivity, 'sensitivity', ('energy', 'relative')
         )
 
     def _start(self, work: Workspace) -> _State:
-        rows = self._movable_rows(work) if self.isolation else {}
+        plan = self._plan(work)
+        work.num_epochs = plan.num_epochs
+        work.repair_batches = plan.repair_batches
+        rows = self._movable_rows(work, plan.rows) if self.isolation else {}
         modules = leaf_modules(work.model, rows)
         branches = branch_names(work.model)
         fusion = [name for name, branch in branches.items() if branch == 'fusion']
-        never_seen = None
-        if self.two_sided:
-            if not lacks_id_table(work.model):
-                reset_rows(work.model, work.data)
-            never_seen = NeverSeen(
-                work.data,
-                work.target.reference,
-                self.anchor,
-                2 * self.batch_size,
-                self.seed,
-            )
-            never_seen.start(embed(work.model, work.graph))
-        return _State(
-            never_seen=never_seen,
-            lr=self._step_sizes(work, modules),
+        state = _State(
+            plan=plan,
+            lr=self._step_sizes(work, modules, plan),
             modules=modules,
             branches=branches,
             fusion=fusion or list(modules[-1].parameters),
-            gate=RankingFusionGate(work.retained, self.k, self.margin),
         )
+        if self.target == 'lowest':
+            state.gate = RankingFusionGate(work.retained, self.k, self.margin)
+            return state
+        if not lacks_id_table(work.model):
+            reset_rows(work.model, work.data)
+        state.never_seen = NeverSeen(
+            work.model,
+            work.graph,
+            work.data,
+            work.target.reference,
+            plan.anchor,
+            self.seed,
+        )
+        state.needs_reversal = not self._measure(work, state)['target_met']
+        if not state.needs_reversal:
+            work.num_epochs = 1
+        return state
+
+    def _is_reversing(self, state: _State, history: list[dict[str, Any]]) -> bool:
+        return state.needs_reversal and super()._is_reversing(state, history)
+
+    def _plan(self, work: Workspace) -> _Plan:
+        r"""Returns what the caller has left open, by the kind of the request."""
+        level = work.data.forget_level if 'forget_level' in work.data else 'mixed'
+        tables: list[Table] = getattr(work.model, 'tables', list)()
+        has_item_rows = any(
+            table.rows != schema.USER and not table.is_raw for table in tables
+        )
+        if self.target == 'lowest':
+            plan = _LOWEST[level]
+        elif has_item_rows or level == 'user':
+            plan = _NEVER_SEEN[level]
+        else:
+            plan = _NEVER_SEEN_WITHOUT_ITEM_TABLE[level]
+        given = {f.name: getattr(self, f.name) for f in fields(plan)}
+        return replace(plan, **{k: v for k, v in given.items() if v != 'auto'})
 
     def _step_sizes(
-        self, work: Workspace, modules: list[LeafModule]
+        self, work: Workspace, modules: list[LeafModule], plan: _Plan
     ) -> dict[str, float]:
         r"""Returns :math:`\eta_{rev}` by parameter."""
-        level = work.data.forget_level if 'forget_level' in work.data else 'mixed'
-        reach = self.reach
-        if reach is None:
-            reach = 1.0 if level in ('user', 'item') else 1 / 3
-            if self.two_sided:
-                reach = {'user': 3.0, 'item': 1.0}.get(level, 0.4)
-        num_steps = self.num_passes * len(work.forget_loader)
+        num_steps = plan.num_passes
+        num_steps *= len(work.forget_loader) if self.target == 'lowest' else 1
         parameters = dict(work.model.named_parameters())
         out: dict[str, float] = {}
         for module in modules:
@@ -236,49 +314,111 @@ class TRU(ReverseRepair):
                 float(_movable(parameters[name].detach(), module.rows).pow(2).sum())
                 for name in module.parameters
             )
-            lr = reach * (norm / max(1, module.size)) ** 0.5 / num_steps
+            lr = plan.reach * (norm / max(1, module.size)) ** 0.5 / num_steps
             lr = lr if self.lr_reverse is None else self.lr_reverse
             if self.isolation and module.rows is None:
-                lr *= self.shared_rate
+                lr *= plan.shared_rate
             out |= dict.fromkeys(module.parameters, lr)
         return out
 
     def _reverse(self, work: Workspace, state: _State) -> dict[str, Any]:
-        log = self._estimate(work, state)
+        # Aiming at the level of never-seen pairs, what is measured first stays.
+        if state.never_seen is None or not state.estimates:
+            state.estimates = self._estimate(work, state)
+        log = dict(state.estimates)
         parameters = dict(work.model.named_parameters())
         masked = [p for m in state.modules if m.selected for p in m.parameters]
-        gates = self.gate and state.never_seen is None
-        gated = state.fusion if gates else []
         rows = {name: m.rows for m in state.modules for name in m.parameters}
-        totals = torch.zeros(3, device=work.device)
-        for _ in range(self.num_passes):
-            for batch in work.forget_loader:
-                batch = batch.to(work.device)
-                pos_score, neg_score, embeddings = work.scores(batch)
-                weight, penalty = None, None
-                if gates:
-                    weight, penalty = state.gate(batch, pos_score, embeddings)
-                if state.never_seen is not None:
-                    loss = state.never_seen(batch, embeddings)
-                else:
-                    loss = reverse_bpr_loss(pos_score, neg_score, weight=weight)
-                grads = _gradients(loss, parameters, masked, retain_graph=bool(gated))
-                if penalty is not None:
-                    term = _gradients(self.gate_weight * penalty, parameters, gated)
-                    grads = _add(grads, term)
+        totals: dict[str, Tensor] = {}
+        num_steps = 0
+        for _ in range(state.plan.num_passes):
+            directions = self._directions(work, state, parameters, masked)
+            for grads, values in directions:
                 for name, grad in grads.items():
                     lr = state.lr[name] * state.alpha.get(state.branches[name], 1.0)
                     state.optimizer.step(name, parameters[name], grad, lr, rows[name])
-                totals[0] += loss.detach()
-                if weight is not None and penalty is not None:
-                    totals[1] += penalty.detach()
-                    totals[2] += weight.mean()
-        if self.two_sided:
-            state.lr = {name: lr * self.decay for name, lr in state.lr.items()}
-        num_steps = self.num_passes * len(work.forget_loader)
-        names = ('reverse_loss', 'gate_loss', 'mean_gate')
-        log |= dict(zip(names, (totals / num_steps).tolist()))
+                totals = _add(totals, values)
+                num_steps += 1
+        state.epoch += 1
+        if state.never_seen is not None:
+            decay = self.final_rate ** (1 / max(1, state.plan.num_epochs - 1))
+            state.lr = {name: lr * decay for name, lr in state.lr.items()}
+        return log | {name: float(value) / num_steps for name, value in totals.items()}
+
+    def _directions(
+        self,
+        work: Workspace,
+        state: _State,
+        parameters: Mapping[str, Tensor],
+        masked: list[str],
+    ) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+        r"""Yields the gradients of every step of a pass by parameter, and what to log:
+        one step over all forgotten pairs towards never-seen ones, else one per batch.
+        """
+        if state.never_seen is not None:
+            loss = state.never_seen()
+            grads = _gradients(loss, parameters, masked)
+            yield grads, {'reverse_loss': loss.detach()}
+            return
+        for batch in work.forget_loader:
+            yield self._lower(work, state, batch.to(work.device), parameters, masked)
+
+    def _lower(
+        self,
+        work: Workspace,
+        state: _State,
+        batch: Triplets,
+        parameters: Mapping[str, Tensor],
+        masked: list[str],
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        r"""Returns the gradients of reverse BPR and gate, and what to log."""
+        pos_score, neg_score, embeddings = work.scores(batch)
+        if not self.gate:
+            loss = reverse_bpr_loss(pos_score, neg_score)
+            grads = _gradients(loss, parameters, masked)
+            return grads, {'reverse_loss': loss.detach()}
+        assert state.gate is not None
+        weight, penalty = state.gate(batch, pos_score, embeddings)
+        loss = reverse_bpr_loss(pos_score, neg_score, weight=weight)
+        grads = _gradients(loss, parameters, masked, retain_graph=True)
+        term = _gradients(self.gate_weight * penalty, parameters, state.fusion)
+        return _add(grads, term), {
+            'reverse_loss': loss.detach(),
+            'gate_loss': penalty.detach(),
+            'mean_gate': weight.mean(),
+        }
+
+    def _repair(self, work: Workspace) -> dict[str, Any]:
+        if self.target == 'lowest' or 'forget_items' not in work.data:
+            return super()._repair(work)
+        # A deleted item stays as it was drawn; as a negative it would learn who likes
+        # what is near it.
+        nodes = work.data['forget_items'].to(work.device)
+        shift = {schema.ITEM: 0, 'node': schema.num_users(work.data)}
+        kept = [
+            (table.parameter, nodes + shift[table.rows])
+            for table in getattr(work.model, 'tables', list)()
+            if table.rows in shift and not table.is_raw
+        ]
+        drawn = [parameter.detach()[rows] for parameter, rows in kept]
+        log = super()._repair(work)
+        with torch.no_grad():
+            for (parameter, rows), values in zip(kept, drawn):
+                parameter[rows] = values
         return log
+
+    def _should_stop(self, history: list[dict[str, Any]], ndcg_key: str) -> bool:
+        return self.target == 'lowest' and super()._should_stop(history, ndcg_key)
+
+    def _measure(self, work: Workspace, state: _State) -> dict[str, Any]:
+        if state.never_seen is None:
+            return super()._measure(work, state)
+        row = state.never_seen.measure()
+        last = state.epoch == work.num_epochs or not state.needs_reversal
+        if row['target_met'] or last:
+            ranks = super()._measure(work, state)  # The expensive part.
+            row = ranks | row | {'target_met': row['target_met'] * ranks['target_met']}
+        return row
 
     def _estimate(self, work: Workspace, state: _State) -> dict[str, Any]:
         r"""Measures both sides once per epoch and sets the scales and the mask; the
@@ -296,7 +436,7 @@ class TRU(ReverseRepair):
                 )
             return total
 
-        log: dict[str, Any] = {}
+        log: dict[str, Any] = {'plan': asdict(state.plan)}
         forget_grads: dict[str, Tensor] = {}
         if self.scaling or self.isolation:
             forget_grads = measure(work.forget_loader, reverse_bpr_loss)
@@ -316,7 +456,7 @@ class TRU(ReverseRepair):
                 forget_grads,
                 parameters,
                 self.top_k,
-                self.capacity,
+                state.plan.capacity,
                 self.sensitivity,
             )
             log['sensitivity'] = {m.name: m.sensitivity for m in state.modules}
@@ -328,13 +468,8 @@ class TRU(ReverseRepair):
         log |= _shares(state.modules, work.model)
         return log
 
-    def _movable_rows(self, work: Workspace) -> dict[str, Tensor]:
+    def _movable_rows(self, work: Workspace, rows: str) -> dict[str, Tensor]:
         r"""Returns the rows that may move, by name of the table."""
-        rows = self.rows
-        if rows == 'auto':
-            level = work.data.forget_level if 'forget_level' in work.data else 'mixed'
-            rows = {'item': 'item', 'mixed': 'both'}.get(level, 'user')
-            rows = 'both' if self.two_sided and level != 'user' else rows
         tables = getattr(work.model, 'tables', None)
         if rows == 'all' or tables is None:
             return {}
@@ -342,10 +477,21 @@ class TRU(ReverseRepair):
         none = pairs.new_empty(0)
         users = pairs[0].unique() if rows in ('user', 'both') else none
         items = pairs[1].unique() if rows in ('item', 'both') else none
+        if rows == 'others':
+            items = torch.arange(schema.num_items(work.data), device=work.device)
+        if self.target == 'never_seen' and 'forget_items' in work.data:
+            gone = work.data['forget_items'].to(work.device)
+            items = items[~torch.isin(items, gone)]  # They stay as they are drawn.
         nodes = torch.cat([users, items + schema.num_users(work.data)])
         by_type = {schema.USER: users, schema.ITEM: items, 'node': nodes}
         names = {id(p): name for name, p in work.model.named_parameters()}
-        return {names[id(t.parameter)]: by_type[t.rows] for t in tables()}
+        return {
+            # Raw features are content, not memory.
+            names[id(table.parameter)]: none
+            if table.is_raw and self.target == 'never_seen'
+            else by_type[table.rows]
+            for table in tables()
+        }
 
 
 class RankingFusionGate:
@@ -526,20 +672,28 @@ def isolate_modules(
         covered += 0 if module.is_raw else module.size
 
 
+def _or_auto(check: Any, value: Any, name: str, *bounds: float) -> Any:
+    return value if value == 'auto' else check(value, name, *bounds)
+
+
 def _movable(x: Tensor, rows: Tensor | None) -> Tensor:
     return x if rows is None else x[rows]
 
 
 @dataclass
 class _State:
+    plan: _Plan
     lr: dict[str, float]
     modules: list[LeafModule]
     branches: dict[str, str]
     fusion: list[str]
-    gate: RankingFusionGate
+    gate: RankingFusionGate | None = None
     never_seen: NeverSeen | None = None
     optimizer: MaskedAdam = field(default_factory=MaskedAdam)
     alpha: dict[str, float] = field(default_factory=dict)
+    epoch: int = 0
+    needs_reversal: bool = True
+    estimates: dict[str, Any] = field(default_factory=dict)
 
 
 def _gradients(

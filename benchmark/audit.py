@@ -1,0 +1,168 @@
+r"""What does every audit say of a request, on models that are trained once and kept?
+
+    python benchmark/audit.py --out runs --json runs/audit.json        # MGCN, users.
+    python benchmark/audit.py --backbone MIGGT --regime item --out runs
+
+Trains the original and two retrained models, which differ by their seed only and show
+what training by itself leaves open, goes on from finished epochs when repeated, and
+keeps every unlearned model. Then runs the membership attack in both modes, closeness,
+relearning, exposure and the lists, and takes time and memory of each. Uses Amazon Baby
+if `TGU_REAL_DATA` names a folder that has it, else generated data.
+"""
+
+import argparse
+from pathlib import Path
+
+from backbones import BUILD, REGIMES, load_original, resumable, training_settings
+from common import finish, load_baby
+
+from torch_geometric_unlearn.audit import compare_membership, relearn_time
+from torch_geometric_unlearn.metrics import closeness, evaluate_request, exposure
+from torch_geometric_unlearn.train import load_model, save_model
+from torch_geometric_unlearn.unlearn import TRU, EdgeDrop, MMRecUn, Retrain, RowReset
+from torch_geometric_unlearn.utils import ResourceMeter
+
+parser = argparse.ArgumentParser(allow_abbrev=False)
+parser.add_argument('--backbone', default='MGCN', choices=list(BUILD))
+parser.add_argument('--regime', default='user', choices=list(REGIMES))
+parser.add_argument('--ratio', type=float, default=0.05, help='share to forget')
+parser.add_argument('--methods', nargs='*', metavar='NAME', help='only these')
+parser.add_argument('--no-relearn', action='store_true', help='minutes less')
+parser.add_argument('--out', required=True, metavar='FOLDER')
+parser.add_argument('--num-epochs', type=int, help='of every training, for a quick try')
+parser.add_argument('--seed', type=int, default=999, help='of models and request')
+parser.add_argument('--device', default='cpu')
+parser.add_argument('--json', metavar='PATH')
+args = parser.parse_args()
+
+data, name = load_baby()
+data = data.to(args.device)
+marked = REGIMES[args.regime](ratio=args.ratio, seed=args.seed)(data)
+build_model = BUILD[args.backbone]
+fit_args = training_settings(args.backbone)
+if args.num_epochs:
+    fit_args['num_epochs'] = args.num_epochs
+batch = {'batch_size': fit_args.get('batch_size', 2048), 'seed': args.seed}
+cells = Path(args.out) / f'{args.backbone}_{args.regime}_{args.seed}'
+cells.mkdir(parents=True, exist_ok=True)
+
+
+def retraining(seed, file):
+    return Retrain(build_model, seed=seed, **fit_args, **resumable(cells / file))
+
+
+unlearners = {
+    'retrain': retraining(args.seed, 'retrain.ck'),
+    'retrain_2': retraining(args.seed + 1, 'retrain_2.ck'),
+    'edge_drop': EdgeDrop(seed=args.seed),
+    'row_reset': RowReset(seed=args.seed),
+    'mmrecun': MMRecUn(**batch),
+    'tru_lowest': TRU('lowest', **batch),
+    'tru': TRU(**batch),
+}
+unknown = set(args.methods or ()) - set(unlearners)
+if unknown:
+    parser.error(f'unknown methods {sorted(unknown)}; there are {list(unlearners)}')
+
+# 1. The models.
+model, run = load_original(
+    args.backbone, data, args.out, args.seed, args.device, **fit_args
+)
+models = {'original': model}
+rows = {'original': {'seconds': run['seconds']}}
+for method, unlearner in unlearners.items():
+    if args.methods and method not in args.methods:
+        continue
+    path = cells / f'{method}.safetensors'
+    if path.exists():
+        models[method] = build_model(data).to(args.device)
+        rows[method] = load_model(models[method], path)
+        continue
+    result = unlearner(model, marked)
+    seconds = result.seconds
+    if method.startswith('retrain'):  # Perhaps in several goes.
+        seconds = sum(row['seconds'] for row in result.history)
+    models[method], rows[method] = result.model, {'seconds': seconds}
+    save_model(result.model, path, rows[method])
+    print(f'{method} done in {seconds:.1f} s', flush=True)
+
+# 2. The audits.
+costs = []
+
+
+def audit(what, function, *inputs, **kwargs):
+    with ResourceMeter(args.device) as meter:
+        out = function(*inputs, **kwargs)
+    costs.append(
+        {'audit': what, 'time_s': meter.seconds, 'peak_memory': meter.peak_memory}
+    )
+    print(f'{what}: {meter.seconds:.1f} s', flush=True)
+    return out
+
+
+members = audit('membership', compare_membership, models, marked)
+for row in members['rows']:
+    prefix = '' if row['mode'] == 'direct' else 'transfer_'
+    keys = ('balanced_accuracy', 'auc', 'tpr_at_1_fpr', 'priv_gap', 'direction')
+    values = {prefix + key: row[key] for key in keys if key in row}
+    for key in ('balanced_accuracy', 'auc'):
+        values[f'{prefix}{key}_interval'] = [row[f'{key}_low'], row[f'{key}_high']]
+    rows[row['method']] |= values
+
+goals = [models.get('retrain'), marked, model, models.get('retrain_2')]
+for method, other in models.items():
+    graph = model.build_graph(data) if method == 'original' else None
+    view = {'graph': graph}
+    lists = f'{method}: lists'
+    rows[method] |= audit(lists, evaluate_request, other, marked, ks=(20,), **view)
+    rows[method] |= audit(f'{method}: exposure', exposure, other, marked, **view)
+    if method == 'original' or goals[0] is None:
+        continue
+    near = audit(f'{method}: closeness', closeness, other, *goals)
+    keep = ('value', 'recovered', 'ceiling', 'floor')
+    rows[method]['closeness'] = {key: near[key] for key in keep}
+    rows[method] |= {
+        key: near['value'][key] for key in ('jaccard@20', 'rbo', 'jsd', 'ks_forget')
+    }
+    if args.no_relearn:
+        continue
+    back = audit(
+        f'{method}: relearning',
+        relearn_time,
+        other,
+        marked,
+        model,
+        batch_size=batch['batch_size'],
+    )
+    rows[method] |= {'relearn_steps': back['steps'], 'relearn_start': back['start']}
+total = sum(cost['time_s'] for cost in costs)
+costs.append({'audit': 'all', 'time_s': total})
+
+for row in rows.values():
+    if 'retrain' in rows:
+        row['speed_up'] = rows['retrain']['seconds'] / max(row['seconds'], 1e-9)
+        if 'relearn_steps' in row:
+            steps = rows['retrain']['relearn_steps']
+            row['relearn_relative'] = row['relearn_steps'] / max(steps, 1e-9)
+table = [{'method': method} | row for method, row in rows.items()]
+columns = [
+    'method',
+    'retain_ndcg@20',
+    'forget_recall@20',
+    'exposure@20',
+    'balanced_accuracy',
+    'auc',
+    'transfer_balanced_accuracy',
+    'transfer_auc',
+    'jaccard@20',
+    'rbo',
+    'jsd',
+    'ks_forget',
+    'relearn_steps',
+    'seconds',
+]
+config = {key: value for key, value in vars(args).items() if key != 'out'}
+title = f'{name}, {args.backbone}, {args.regime}-level, {args.ratio:.0%} forgotten'
+extra = {'costs': costs, 'self_check': members['self_check']}
+extra['confounded'] = members['confounded']
+finish(title, table, columns, config, args.json, extra)
