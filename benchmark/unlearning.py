@@ -2,28 +2,33 @@ r"""What does TRU cost, as a multiple of a training epoch and against retraining
 
     python benchmark/unlearning.py                       # Steps only, a minute or two.
     python benchmark/unlearning.py --retrain             # And a full retraining.
+    python benchmark/unlearning.py --retrain-epochs 45   # Of which three are run.
+    python benchmark/unlearning.py --backbone MIGGT --regime interaction
 
-Times the parts of a TRU epoch on a briefly trained MGCN, then a whole TRU run on a
-request of 5 % of the users. With `--retrain`, also retrains to its own early stop; pass
-`--checkpoint` to start from a fully trained model (see `examples/tru.py`).
+Times a training step and whole TRU runs, with both targets, on a request of 5 %. With
+`--retrain`, also retrains to its own early stop; with `--retrain-epochs`, takes the
+mean of three epochs for that many, which must be known from a full run. Starts from a
+briefly trained model, or from `--checkpoint` (see `examples/tru.py`).
 """
 
 import argparse
 
 import torch
+from backbones import BUILD, REGIMES, training_settings
 from common import finish, load_baby, time_side_by_side
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.loader import TripletLoader
-from torch_geometric_unlearn.nn import MGCN
 from torch_geometric_unlearn.train import fit, load_model
-from torch_geometric_unlearn.transforms import ForgetUsers
 from torch_geometric_unlearn.unlearn import TRU, Retrain
 from torch_geometric_unlearn.utils import ResourceMeter
 
 parser = argparse.ArgumentParser(allow_abbrev=False)
+parser.add_argument('--backbone', default='MGCN', choices=list(BUILD))
+parser.add_argument('--regime', default='user', choices=list(REGIMES))
 parser.add_argument('--checkpoint', metavar='PATH')
 parser.add_argument('--retrain', action='store_true')
+parser.add_argument('--retrain-epochs', type=int, metavar='N')
 parser.add_argument('--seed', type=int, default=999)
 parser.add_argument('--device', default='cpu')
 parser.add_argument('--json', metavar='PATH')
@@ -31,24 +36,22 @@ args = parser.parse_args()
 
 data, name = load_baby()
 data = data.to(args.device)
-marked = ForgetUsers(ratio=0.05, seed=args.seed)(data)
-
-
-def build_model(data):
-    return MGCN.from_data(data).to(args.device)
-
+marked = REGIMES[args.regime](ratio=0.05, seed=args.seed)(data)
+build_model = BUILD[args.backbone]
+fit_args = training_settings(args.backbone)
+batch_size = fit_args.get('batch_size', 2048)
 
 torch.manual_seed(args.seed)
-model = build_model(data)
+model = build_model(data).to(args.device)
 if args.checkpoint:
     load_model(model, args.checkpoint)
 else:
-    fit(model, data, num_epochs=2, seed=args.seed)
+    fit(model, data, seed=args.seed, **fit_args | {'num_epochs': 2})
 
 # 1. One training step, for the unit.
 graph = model.build_graph(data)
 pairs = data[schema.EDGE_TYPE].edge_index
-loader = TripletLoader(pairs, schema.num_items(data))
+loader = TripletLoader(pairs, schema.num_items(data), batch_size)
 batch = next(iter(loader)).to(args.device)
 optimizer = torch.optim.Adam(model.parameters(), lr=0.0, fused=True)
 
@@ -61,26 +64,37 @@ def step():
 
 epoch = time_side_by_side({'step': step}, args.device)['step']['median'] * len(loader)
 
-# 2. A TRU run, and the share of its epochs.
-with ResourceMeter(args.device) as meter:
-    result = TRU(seed=args.seed)(model, marked)
-epochs = [row['seconds'] for row in result.history]
-rows = [
-    {'what': 'training epoch', 'time_s': epoch, 'in_epochs': 1.0},
-    {'what': 'TRU, whole run', 'time_s': meter.seconds},
-    {'what': 'TRU, first epoch (with reversal)', 'time_s': epochs[0]},
-    {'what': 'TRU, last epoch', 'time_s': epochs[-1]},
-]
-if args.retrain:
-    retrained = Retrain(build_model, seed=args.seed)(model, marked)
-    rows.append({'what': 'retraining', 'time_s': retrained.seconds})
-    rows[1]['speed_up'] = retrained.seconds / meter.seconds
+# 2. Whole runs. A short one first, so that nothing is timed cold.
+TRU(num_epochs=1, batch_size=batch_size)(model, marked)
+rows = [{'what': 'training epoch', 'time_s': epoch, 'in_epochs': 1.0}]
+for target in ('lowest', 'never_seen'):
+    unlearner = TRU(target, batch_size=batch_size, seed=args.seed)
+    with ResourceMeter(args.device) as meter:
+        result = unlearner(model, marked)
+    seconds = [row['seconds'] for row in result.history]
+    name_ = f'TRU, {target}'
+    rows += [
+        {'what': name_, 'time_s': meter.seconds, 'epochs': len(seconds)},
+        {'what': f'{name_}, first epoch', 'time_s': seconds[0]},
+        {'what': f'{name_}, last epoch', 'time_s': seconds[-1]},
+    ]
+if args.retrain or args.retrain_epochs:
+    factor = 1.0
+    if args.retrain_epochs:
+        fit_args['num_epochs'] = 3
+        factor = args.retrain_epochs / 3
+    retrained = Retrain(build_model, seed=args.seed, **fit_args)(model, marked)
+    retraining = factor * sum(row['seconds'] for row in retrained.history)
+    rows.append({'what': 'retraining', 'time_s': retraining})
+    for row in rows:
+        if 'epochs' in row:
+            row['speed_up'] = retraining / row['time_s']
 for row in rows:
     row['in_epochs'] = row['time_s'] / epoch
 finish(
-    f'{name}, {args.device}, 5 % of the users, {len(epochs)} TRU epochs',
+    f'{name}, {args.backbone}, {args.device}, {args.regime}-level, 5 %',
     rows,
-    ['what', 'time_s', 'in_epochs', 'speed_up'],
+    ['what', 'time_s', 'epochs', 'in_epochs', 'speed_up'],
     vars(args),
     args.json,
 )

@@ -2,17 +2,16 @@ import math
 
 import pytest
 import torch
-from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.audit._features import (
     PairFeatures,
-    content_neighbors,
     weighted_list,
 )
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.metrics import embed
 from torch_geometric_unlearn.nn import EmbeddingTable
 from torch_geometric_unlearn.transforms import ForgetUsers
+from torch_geometric_unlearn.utils.knn import content_neighbors
 
 
 @pytest.fixture
@@ -23,9 +22,8 @@ def marked(data):
 @pytest.fixture
 def source(marked, trained):
     graph = trained.build_graph(marked)
-    return PairFeatures(
-        trained, marked, graph, content_neighbors(marked), batch_size=64
-    )
+    near = content_neighbors(schema.features(marked).values())
+    return PairFeatures(trained, marked, graph, near, batch_size=64)
 
 
 def pairs_of(data):
@@ -54,7 +52,7 @@ def test_pair_features_against_loops(source, marked, trained):
     trained.train()
     branches = {name: emb.split([100, 60]) for name, emb in parts.items()}
     retained = schema.retained_edge_index(marked)
-    near = content_neighbors(marked)
+    near = content_neighbors(schema.features(marked).values())
     assert x.keys() == {
         *('score', 'score_row', 'score_column', 'log_rank', 'margin', 'cosine'),
         *('user_norm', 'item_norm', 'neighbor_score', 'id_score', 'id_log_rank'),
@@ -125,21 +123,6 @@ def test_own_interaction_does_not_change_the_rank(marked, trained):
     masked = PairFeatures(trained, marked, graph)(pair)
     unmasked = PairFeatures(trained, open_data, graph)(pair)
     assert torch.equal(masked, unmasked)
-
-
-def test_content_neighbors():
-    data = HeteroData()
-    data['user'].num_nodes, data['item'].num_nodes = 1, 5
-    assert content_neighbors(data) is None
-    x = torch.tensor([[1.0, 0], [1, 0], [1, 0], [0.9, 0.1], [0, 1]])
-    data['item'].x_text = x
-    assert content_neighbors(data, 2).tolist() == [
-        [1, 2],
-        [0, 2],
-        [0, 1],
-        [0, 1],
-        [3, 0],
-    ]
 
 
 def test_histories_against_loops(source, marked, trained):

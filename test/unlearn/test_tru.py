@@ -246,7 +246,9 @@ def test_leaf_modules_partition_the_parameters(trained):
 
 
 def test_masked_out_parameters_stay_bit_identical(marked, trained):
-    unlearner = lowest(gate=False, top_k=1, capacity=0.0, num_epochs=1, repair_batches=0)
+    unlearner = lowest(
+        gate=False, top_k=1, capacity=0.0, num_epochs=1, repair_batches=0
+    )
     result = unlearner(trained, marked)
     mask = result.history[0]['mask']
     moved = changed(trained, result.model)

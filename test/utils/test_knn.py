@@ -2,7 +2,7 @@ import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
 
-from torch_geometric_unlearn.utils.knn import cosine_knn_graph
+from torch_geometric_unlearn.utils.knn import content_neighbors, cosine_knn_graph
 
 
 def random_features(num=80, channels=12):
@@ -85,3 +85,13 @@ def test_tied_rows_take_the_lowest_ids(budget):
 def test_bad_k():
     with pytest.raises(ValueError, match=r"'k' must be at least 1 \(got 0\)"):
         cosine_knn_graph(random_features(), k=0)
+
+
+def test_content_neighbors():
+    assert content_neighbors([]) is None
+    x = torch.tensor([[1.0, 0], [1, 0], [1, 0], [0.9, 0.1], [0, 1]])
+    assert content_neighbors([x[:1]]) is None
+    expected = [[1, 2], [0, 2], [0, 1], [0, 1], [3, 0]]
+    assert content_neighbors([x], 2).tolist() == expected
+    assert content_neighbors([x, 3 * x], 2).tolist() == expected
+    assert content_neighbors([x], 9).shape == (5, 4)

@@ -14,7 +14,6 @@ from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.metrics import embed
-from torch_geometric_unlearn.utils.knn import cosine_knn_graph
 from torch_geometric_unlearn.utils.topk import PairIndex, topk_items
 
 #: Features where a remembered pair lies lower, not higher.
@@ -24,29 +23,9 @@ NEUTRAL = ('user_norm', 'item_norm')
 #: The feature that tells remembered from over-forgotten pairs, and is plotted.
 MAIN = 'score_row'
 
-NUM_NEIGHBORS = 10
 LIST_SIZE = 20
 HISTORY_LIST_SIZE = 100
 _TINY = 1e-12
-
-
-def content_neighbors(data: HeteroData, k: int = NUM_NEIGHBORS) -> Tensor | None:
-    r"""Returns the :obj:`k` items closest to every item in content, int64
-    :math:`(N_{item}, k)`, by the mean of the cosine similarities over the modalities
-    [ours], the item itself left out; :obj:`None` without features.
-    """
-    features = schema.features(data)
-    num_items = schema.num_items(data)
-    k = min(k, num_items - 1)
-    if not features or k < 1:
-        return None
-    unit = [torch.nn.functional.normalize(x, dim=1) for x in features.values()]
-    edge_index, _ = cosine_knn_graph(torch.cat(unit, dim=1), k + 1)
-    near = edge_index[0].view(num_items, k + 1)
-    other = near != torch.arange(num_items, device=near.device).unsqueeze(1)
-    # Among equal items, the item itself may not be its own first neighbour.
-    order = other.byte().argsort(dim=1, descending=True, stable=True)[:, :k]
-    return near.gather(1, order)
 
 
 class PairFeatures:
@@ -71,7 +50,8 @@ class PairFeatures:
         model (torch.nn.Module): The audited model.
         data (HeteroData): The data with the request still marked.
         graph (Any): What the model propagates over.
-        neighbors (torch.Tensor, optional): Result of :meth:`content_neighbors`.
+        neighbors (torch.Tensor, optional): Content neighbours of every item,
+            int64 :math:`(N_{item}, k)`.
             (default: :obj:`None`)
         batch_size (int, optional): Pairs per block of scores. (default: :obj:`2048`)
     """

@@ -18,6 +18,7 @@ from torch_geometric_unlearn.loader import TripletLoader
 from torch_geometric_unlearn.transforms import DropForgotten, ForgetUsers
 from torch_geometric_unlearn.transforms._request import REQUEST_KEYS
 from torch_geometric_unlearn.utils.check import check_choice, check_int
+from torch_geometric_unlearn.utils.knn import content_neighbors
 from torch_geometric_unlearn.utils.seed import generator
 from torch_geometric_unlearn.utils.topk import PairIndex
 
@@ -35,7 +36,7 @@ from ._attack import (
     plot_scores,
     require_sklearn,
 )
-from ._features import PairFeatures, content_neighbors
+from ._features import PairFeatures
 
 #: Where :meth:`hold_out_users` keeps the pairs of users that are never trained on.
 NEVER_TRAINED = 'never_trained_edge_label_index'
@@ -473,7 +474,7 @@ class _Audit:
         self.sizes = schema.num_users(data), schema.num_items(data)
         by_item = 'forget_level' in data and data.forget_level == 'item'
         self.row = 1 if by_item else 0
-        self.neighbors = content_neighbors(data)
+        self.neighbors = content_neighbors(schema.features(data).values())
         # Both modes are tested on the same examples, as are all models.
         self.train_set: Examples | None = None
         self.rng = generator(seed)

@@ -47,14 +47,14 @@ _LOWEST = {
 }
 _NEVER_SEEN = {
     'user': _Plan('user', 3.0, 0.01, 5, 6, 5, 1.0, 0.3),
-    'item': _Plan('others', 2.0, 0.01, 8, 6, 5, 1.0, 0.6),
+    'item': _Plan('others', 3.0, 0.01, 8, 6, 5, 1.0, 0.3),
     'interaction': _Plan('both', 0.6, 0.01, 5, 6, 5, 1.0, 1.0),
     'mixed': _Plan('both', 0.6, 0.01, 5, 6, 5, 1.0, 1.0),
 }
 _NEVER_SEEN_WITHOUT_ITEM_TABLE = {
-    'item': _Plan('both', 0.1, 1.0, 12, 9, 2, 1.0, 0.3),
-    'interaction': _Plan('both', 1.0, 0.1, 12, 9, 2, 1.0, 0.3),
-    'mixed': _Plan('both', 1.0, 0.1, 12, 9, 2, 1.0, 0.3),
+    'item': _Plan('both', 0.1, 1.0, 10, 9, 2, 1.0, 0.3),
+    'interaction': _Plan('both', 1.0, 0.1, 10, 9, 2, 1.0, 0.3),
+    'mixed': _Plan('both', 1.0, 0.1, 10, 9, 2, 1.0, 0.3),
 }
 
 
@@ -167,11 +167,11 @@ class TRU(ReverseRepair):
     mixed           both    1/3    0.01    5       3       10      0.3
     *never seen*
     user            user    3      0.01    5       6       5       1         0.3
-    item            others  2      0.01    8       6       5       1         0.6
+    item            others  3      0.01    8       6       5       1         0.3
     other           both    0.6    0.01    5       6       5       1         1
     *without item table*
-    item            both    0.1    1       12      9       2       1         0.3
-    other           both    1      0.1     12      9       2       1         0.3
+    item            both    0.1    1       10      9       2       1         0.3
+    other           both    1      0.1     10      9       2       1         0.3
     ==============  ======  =====  ======  ======  ======  ======  ========  ======
 
     Raises:

@@ -2,7 +2,10 @@ r"""Nearest neighbours by cosine similarity, in blocks within a memory budget.""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from torch_geometric_unlearn.utils.check import check_int
@@ -47,3 +50,32 @@ def cosine_knn_graph(
     neighbour = torch.cat(index).view(-1)
     target = torch.arange(num, device=x.device).repeat_interleave(k)
     return torch.stack([neighbour, target]), torch.cat(weight).view(-1)
+
+
+def content_neighbors(features: Iterable[Tensor], k: int = 10) -> Tensor | None:
+    r"""Returns the :obj:`k` items closest to every item in content, by the mean of the
+    cosine similarities over the modalities [ours], the item itself left out.
+
+    Args:
+        features (iterable): Features of all items, one matrix
+            :math:`(N_{item}, F)` per modality.
+        k (int, optional): Number of neighbours; all others if there are fewer.
+            (default: :obj:`10`)
+
+    Returns:
+        torch.Tensor: Items, int64 :math:`(N_{item}, k)`; :obj:`None` without features
+        or other items.
+    """
+    unit = [F.normalize(x, dim=1) for x in features]
+    if not unit:
+        return None
+    num_items = unit[0].size(0)
+    k = min(k, num_items - 1)
+    if k < 1:
+        return None
+    edge_index, _ = cosine_knn_graph(torch.cat(unit, dim=1), k + 1)
+    near = edge_index[0].view(num_items, k + 1)
+    other = near != torch.arange(num_items, device=near.device).unsqueeze(1)
+    # Among equal items, the item itself may not be its own first neighbour.
+    order = other.byte().argsort(dim=1, descending=True, stable=True)[:, :k]
+    return near.gather(1, order)
