@@ -104,6 +104,8 @@ def measure(model, graph=None):
         attack = membership(model, marked, graph).to_dict()
         for key in ('balanced_accuracy', 'auc', 'direction'):
             scores[f'membership_{key}'] = attack[key]
+        for key, interval in attack['intervals'].items():
+            scores[f'membership_{key}_interval'] = interval
     return scores
 
 

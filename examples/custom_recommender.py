@@ -3,7 +3,7 @@ of the users.
 
     python examples/custom_recommender.py        # Generated data, no network needed.
 
-Expect a forget Recall@20 of about 0.64 before, 0.03 after retraining and 0.02 after
+Expect a forget Recall@20 of about 0.64 before, 0.03 after retraining and after
 TRU, at a retain Recall@20 of 0.33 throughout (ranking by popularity: 0.16).
 
 A model of PyTorch Geometric takes the same way:

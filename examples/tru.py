@@ -5,7 +5,7 @@ compares the result with the original model, retraining, and the baselines.
     python examples/tru.py --dataset Baby --root data --regime user
 
 For generated data, expect a forget Recall@20 of about 0.74 before, 0.07 after
-retraining and 0.04 after TRU, at a retain Recall@20 of about 0.35 throughout.
+retraining and 0.07 after TRU, at a retain Recall@20 of about 0.35 throughout.
 """
 
 import argparse

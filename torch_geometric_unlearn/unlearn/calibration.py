@@ -145,6 +145,14 @@ class NeverSeen:
         met = miss <= max(TOLERANCE, 2 * error)
         return {'auc': aucs, 'miss': miss, 'target_met': float(met)}
 
+    def level_error(self, row: dict[str, Any]) -> float:
+        r"""Returns the standard error of the difference of :obj:`forget_level` and
+        :obj:`reference_level`, both shares of hits.
+        """
+        sizes = self.forgotten.size(1), self.reference.size(1)
+        level = (row['forget_level'] + row['reference_level']) / 2
+        return (level * (1 - level) * (1 / sizes[0] + 1 / sizes[1])) ** 0.5
+
     def _embed(
         self,
     ) -> tuple[tuple[Tensor, Tensor], dict[str, tuple[Tensor, Tensor]]]:

@@ -85,9 +85,11 @@ class TRU(ReverseRepair):
     The paper fixes what the interventions do and their order. Ours, because it prints
     no equations: all formulas, deletion in the data layer first, Adam with separate
     states, *row isolation* (in embedding tables only the rows of the request move), a
-    smaller rate for what all users share, every default, stopping and selection. With
-    :obj:`gate`, :obj:`scaling` and :obj:`isolation` off, this is
-    :class:`~torch_geometric_unlearn.unlearn.MMRecUn`.
+    smaller rate for what all users share, every default, stopping and selection. The
+    paper's reverse step is :obj:`target='lowest'`; with it, and :obj:`gate`,
+    :obj:`scaling` and :obj:`isolation` off, this is
+    :class:`~torch_geometric_unlearn.unlearn.MMRecUn`. As the pairs that it pushes down
+    become conspicuous to a membership attack, the default has another target.
 
     Args:
         target (str, optional): Where forgotten pairs are to go: :obj:`'lowest'`, by
@@ -178,7 +180,7 @@ class TRU(ReverseRepair):
         ValueError: If an argument is out of range.
 
     Example:
-        >>> result = TRU()(model, ForgetUsers([3])(data))
+        >>> result = TRU()(model, ForgetInteractions(ratio=0.1)(data))
         >>> sorted(result.history[0]['alpha'])
         ['id', 'image', 'text']
     """
@@ -417,7 +419,9 @@ class TRU(ReverseRepair):
         last = state.epoch == work.num_epochs or not state.needs_reversal
         if row['target_met'] or last:
             ranks = super()._measure(work, state)  # The expensive part.
-            row = ranks | row | {'target_met': row['target_met'] * ranks['target_met']}
+            slack = max(work.target.tolerance, 2 * state.never_seen.level_error(ranks))
+            ranked = ranks['forget_level'] <= ranks['reference_level'] + slack
+            row = ranks | row | {'target_met': row['target_met'] * float(ranked)}
         return row
 
     def _estimate(self, work: Workspace, state: _State) -> dict[str, Any]:
