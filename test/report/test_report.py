@@ -3,6 +3,7 @@ import hashlib
 import json
 import math
 import re
+from dataclasses import replace
 from functools import partial
 from html.parser import HTMLParser
 
@@ -359,3 +360,14 @@ def test_result_reports(inputs, tmp_path):
     assert empty.settings['method'] == 'TRU'
     assert empty.settings['num_passes'] == 'auto'
     assert empty.settings['target'] == 'never_seen'
+
+
+def test_says_why_nothing_was_reversed(inputs):
+    history = [{'epoch': 0, 'reversed': False, 'seconds': 0.1}]
+    result = replace(inputs['result'], history=history)
+    content = build_report(result, original=inputs['original'], data=inputs['data'])
+    for section in ('modules', 'branches'):
+        assert 'nothing was reversed' in content[section]['missing']
+    other = replace(result, history=[{'epoch': 0, 'seconds': 0.1}])
+    content = build_report(other, original=inputs['original'], data=inputs['data'])
+    assert 'only TRU with scaling' in content['branches']['missing']

@@ -444,9 +444,8 @@ def _modules(result: UnlearnResult, entries: Mapping[str, _Entry]) -> dict[str, 
     else:
         lacking.append("how far the modules moved (pass 'original')")
     if not logged:
-        lacking.append(
-            'sensitivity and mask (the method logs none; TRU with isolation does)'
-        )
+        why = 'the method logs none; TRU with isolation does'
+        lacking.append(f'sensitivity and mask ({_unreversed(result) or why})')
     for name, row in rows.items():
         row['sensitivity'], row['mask'] = sensitivity.get(name), mask.get(name)
     missing = f'Not available: {"; ".join(lacking)}.' if lacking else ''
@@ -462,13 +461,17 @@ def _mean(rows: list[dict[str, Any]], key: str) -> dict[str, float]:
     }
 
 
+def _unreversed(result: UnlearnResult) -> str:
+    if any(row.get('reversed', True) for row in result.history) or not result.history:
+        return ''
+    return 'nothing was reversed, as the target was met after the deletion already'
+
+
 def _branches(result: UnlearnResult) -> dict[str, Any]:
     rows = [row for row in result.history if row.get('alpha')]
     if not rows:
-        missing = (
-            'The method logs no branch scales: only TRU with scaling has any, and '
-            'only for epochs in which it reverses something.'
-        )
+        why = 'only TRU with scaling has any'
+        missing = f'There are no branch scales: {_unreversed(result) or why}.'
         return {'missing': missing, 'epochs': [], 'scales': {}}
     names = dict.fromkeys(name for row in rows for name in row['alpha'])
     return {
