@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -211,3 +213,17 @@ def test_plan_follows_request_and_model(data, trained):
     assert with_rows['num_epochs'] == 1
     lowest = TRU('lowest', anchor=3.0)(trained, marked).history[0]['plan']
     assert (lowest['rows'], lowest['capacity'], lowest['anchor']) == ('user', 0.3, 3.0)
+
+
+def test_step_sizes_follow_the_fresh_rows(data, trained):
+    r"""Adam's first step is the step size, whatever the trained rows were like."""
+    marked = ForgetUsers([3, 17])(data)
+    kwargs = {'num_epochs': 1, 'num_passes': 1, 'repair_batches': 0, 'reach': 0.1}
+    large = copy.deepcopy(trained)
+    with torch.no_grad():
+        large.user_embedding.weight[[3, 17]] *= 1000
+    fresh = RowReset(seed=0)(large, marked).model.user_embedding.weight
+    result = TRU(scaling=False, **kwargs)(large, marked)
+    assert result.history[0]['reversed']
+    moved = (result.model.user_embedding.weight - fresh)[[3, 17]].abs()
+    assert 0 < moved.max() < 0.2 * fresh[[3, 17]].abs().max()

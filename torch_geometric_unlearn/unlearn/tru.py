@@ -255,6 +255,8 @@ class TRU(ReverseRepair):
         plan = self._plan(work)
         work.num_epochs = plan.num_epochs
         work.repair_batches = plan.repair_batches
+        if self.target == 'never_seen' and not lacks_id_table(work.model):
+            reset_rows(work.model, work.data)  # Before step sizes follow the rows.
         rows = self._movable_rows(work, plan.rows) if self.isolation else {}
         modules = leaf_modules(work.model, rows)
         branches = branch_names(work.model)
@@ -269,8 +271,6 @@ class TRU(ReverseRepair):
         if self.target == 'lowest':
             state.gate = RankingFusionGate(work.retained, self.k, self.margin)
             return state
-        if not lacks_id_table(work.model):
-            reset_rows(work.model, work.data)
         state.never_seen = NeverSeen(
             work.model,
             work.graph,
