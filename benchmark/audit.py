@@ -10,11 +10,15 @@ relearning, exposure and the lists, and takes time and memory of each. Uses Amaz
 if `TGU_REAL_DATA` names a folder that has it, else generated data.
 """
 
-import argparse
-from pathlib import Path
-
-from backbones import BUILD, REGIMES, load_original, resumable, training_settings
-from common import finish, load_baby
+from backbones import (
+    BUILD,
+    check_methods,
+    load_original,
+    load_request,
+    request_parser,
+    resumable,
+)
+from common import finish
 
 from torch_geometric_unlearn.audit import compare_membership, relearn_time
 from torch_geometric_unlearn.metrics import closeness, evaluate_request, exposure
@@ -22,29 +26,12 @@ from torch_geometric_unlearn.train import load_model, save_model
 from torch_geometric_unlearn.unlearn import TRU, EdgeDrop, MMRecUn, Retrain, RowReset
 from torch_geometric_unlearn.utils import ResourceMeter
 
-parser = argparse.ArgumentParser(allow_abbrev=False)
-parser.add_argument('--backbone', default='MGCN', choices=list(BUILD))
-parser.add_argument('--regime', default='user', choices=list(REGIMES))
-parser.add_argument('--ratio', type=float, default=0.05, help='share to forget')
-parser.add_argument('--methods', nargs='*', metavar='NAME', help='only these')
+parser = request_parser()
 parser.add_argument('--no-relearn', action='store_true', help='minutes less')
-parser.add_argument('--out', required=True, metavar='FOLDER')
-parser.add_argument('--num-epochs', type=int, help='of every training, for a quick try')
-parser.add_argument('--seed', type=int, default=999, help='of models and request')
-parser.add_argument('--device', default='cpu')
-parser.add_argument('--json', metavar='PATH')
 args = parser.parse_args()
-
-data, name = load_baby()
-data = data.to(args.device)
-marked = REGIMES[args.regime](ratio=args.ratio, seed=args.seed)(data)
+data, marked, fit_args, cells, title = load_request(args)
 build_model = BUILD[args.backbone]
-fit_args = training_settings(args.backbone)
-if args.num_epochs:
-    fit_args['num_epochs'] = args.num_epochs
 batch = {'batch_size': fit_args.get('batch_size', 2048), 'seed': args.seed}
-cells = Path(args.out) / f'{args.backbone}_{args.regime}_{args.seed}'
-cells.mkdir(parents=True, exist_ok=True)
 
 
 def retraining(seed, file):
@@ -60,9 +47,7 @@ unlearners = {
     'tru_lowest': TRU('lowest', **batch),
     'tru': TRU(**batch),
 }
-unknown = set(args.methods or ()) - set(unlearners)
-if unknown:
-    parser.error(f'unknown methods {sorted(unknown)}; there are {list(unlearners)}')
+check_methods(parser, args, unlearners)
 
 # 1. The models.
 model, run = load_original(
@@ -162,7 +147,6 @@ columns = [
     'seconds',
 ]
 config = {key: value for key, value in vars(args).items() if key != 'out'}
-title = f'{name}, {args.backbone}, {args.regime}-level, {args.ratio:.0%} forgotten'
 extra = {'costs': costs, 'self_check': members['self_check']}
 extra['confounded'] = members['confounded']
 finish(title, table, columns, config, args.json, extra)

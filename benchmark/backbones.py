@@ -2,9 +2,11 @@ r"""What the benchmarks of unlearning share: backbones with their published sett
 kinds of requests, and an original model that is trained once.
 """
 
+import argparse
 from pathlib import Path
 
 import torch
+from common import load_baby
 from torch_geometric.nn import LightGCN
 
 from torch_geometric_unlearn.data import schema
@@ -38,6 +40,46 @@ REGIMES = {
     'item': ForgetItems,
     'interaction': ForgetInteractions,
 }
+
+
+def request_parser():
+    r"""Options of the benchmarks that compare methods on one request."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument('--backbone', default='MGCN', choices=list(BUILD))
+    parser.add_argument('--regime', default='user', choices=list(REGIMES))
+    parser.add_argument('--ratio', type=float, default=0.05, help='share to forget')
+    parser.add_argument('--methods', nargs='*', metavar='NAME', help='only these')
+    parser.add_argument('--out', required=True, metavar='FOLDER')
+    parser.add_argument(
+        '--num-epochs', type=int, help='of every training, for a quick try'
+    )
+    parser.add_argument('--seed', type=int, default=999, help='of models and request')
+    parser.add_argument('--device', default='cpu')
+    parser.add_argument('--json', metavar='PATH')
+    return parser
+
+
+def load_request(args):
+    r"""Data, the marked request, arguments of `fit`, the folder of the finished cells,
+    and a title.
+    """
+    data, name = load_baby()
+    data = data.to(args.device)
+    marked = REGIMES[args.regime](ratio=args.ratio, seed=args.seed)(data)
+    fit_args = training_settings(args.backbone)
+    if args.num_epochs:
+        fit_args['num_epochs'] = args.num_epochs
+    cells = Path(args.out) / f'{args.backbone}_{args.regime}_{args.seed}'
+    cells.mkdir(parents=True, exist_ok=True)
+    title = f'{name}, {args.backbone}, {args.regime}-level, {args.ratio:.0%} forgotten'
+    return data, marked, fit_args, cells, title
+
+
+def check_methods(parser, args, unlearners):
+    r"""Exits with a message if a wanted method is unknown."""
+    unknown = set(args.methods or ()) - set(unlearners)
+    if unknown:
+        parser.error(f'unknown methods {sorted(unknown)}; there are {list(unlearners)}')
 
 
 def training_settings(backbone):

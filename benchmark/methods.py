@@ -10,12 +10,17 @@ repeated. Prints the table of what is finished, and writes it with `--json`. Use
 Baby if `TGU_REAL_DATA` names a folder that has it, else generated data.
 """
 
-import argparse
 import json
-from pathlib import Path
 
-from backbones import BUILD, REGIMES, load_original, resumable, training_settings
-from common import finish, load_baby
+from backbones import (
+    BUILD,
+    check_methods,
+    load_original,
+    load_request,
+    request_parser,
+    resumable,
+)
+from common import finish
 
 from torch_geometric_unlearn.audit import membership
 from torch_geometric_unlearn.metrics import (
@@ -65,36 +70,15 @@ def make_unlearners(build_model, fit_args, seed):
     }
 
 
-parser = argparse.ArgumentParser(allow_abbrev=False)
-parser.add_argument('--backbone', default='MGCN', choices=list(BUILD))
-parser.add_argument('--regime', default='user', choices=list(REGIMES))
-parser.add_argument('--ratio', type=float, default=0.05, help='share to forget')
-parser.add_argument('--methods', nargs='*', metavar='NAME', help='only these')
-parser.add_argument('--out', required=True, metavar='FOLDER')
-parser.add_argument('--num-epochs', type=int, help='of every training, for a quick try')
+parser = request_parser()
 parser.add_argument(
     '--membership', action='store_true', help='let an attacker try on each model'
 )
-parser.add_argument('--seed', type=int, default=999)
-parser.add_argument('--device', default='cpu')
-parser.add_argument('--json', metavar='PATH')
 args = parser.parse_args()
-
-data, name = load_baby()
-data = data.to(args.device)
-marked = REGIMES[args.regime](ratio=args.ratio, seed=args.seed)(data)
+data, marked, fit_args, cells, title = load_request(args)
 build_model = BUILD[args.backbone]
-fit_args = training_settings(args.backbone)
-if args.num_epochs:
-    fit_args['num_epochs'] = args.num_epochs
 unlearners = make_unlearners(build_model, fit_args, args.seed)
-unknown = set(args.methods or ()) - set(unlearners)
-if unknown:
-    parser.error(f'unknown methods {sorted(unknown)}; there are {list(unlearners)}')
-
-out = Path(args.out)
-cells = out / f'{args.backbone}_{args.regime}_{args.seed}'
-cells.mkdir(parents=True, exist_ok=True)
+check_methods(parser, args, unlearners)
 
 
 def measure(model, graph=None):
@@ -115,7 +99,7 @@ def write(method, content):
 
 
 model, run = load_original(
-    args.backbone, data, out, args.seed, args.device, **fit_args
+    args.backbone, data, args.out, args.seed, args.device, **fit_args
 )
 if not (cells / 'original.json').exists():
     graph = model.build_graph(data)
@@ -181,5 +165,4 @@ columns = [
 ]
 config = vars(args) | {key: repr(value) for key, value in unlearners.items()}
 config = {key: value for key, value in config.items() if key != 'out'}
-title = f'{name}, {args.backbone}, {args.regime}-level, {args.ratio:.0%} forgotten'
 finish(title, rows, columns, config, args.json, {'histories': histories})
