@@ -2,10 +2,8 @@ from __future__ import annotations
 
 import copy
 
-import numpy as np
 import pytest
 import torch
-from sklearn.metrics import roc_auc_score
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.metrics import embed
@@ -18,9 +16,7 @@ from torch_geometric_unlearn.transforms import (
 )
 from torch_geometric_unlearn.unlearn import TRU, NeverSeen, RowReset
 from torch_geometric_unlearn.unlearn.calibration import (
-    _auc,
     _content_mean,
-    quantiles,
     standard_scores,
 )
 from torch_geometric_unlearn.unlearn.selection import ForgetTarget
@@ -40,15 +36,6 @@ def test_standard_scores_against_dense():
     assert out[3] == 0
 
 
-def test_auc_against_sklearn():
-    torch.manual_seed(0)
-    positive, negative = torch.randn(30).round(decimals=1), torch.randn(50).round()
-    label = torch.cat([torch.ones(30), torch.zeros(50)])
-    expected = roc_auc_score(label, torch.cat([positive, negative]))
-    assert _auc(positive, negative) == pytest.approx(expected)
-    assert torch.isnan(torch.tensor(_auc(positive[:0], negative)))
-
-
 def test_content_mean_by_loops(data):
     mean = _content_mean(data)
     dense = torch.zeros(60, 60)
@@ -63,16 +50,6 @@ def test_content_mean_by_loops(data):
     for name in schema.modalities(data):
         del data['item'][f'x_{name}']
     assert _content_mean(data) is None
-
-
-def test_quantiles_against_numpy():
-    torch.manual_seed(0)
-    values = torch.randn(13, dtype=torch.float64)
-    assert torch.equal(quantiles(values, 13), values.sort()[0])
-    for num in (1, 5, 40):
-        levels = (np.arange(num) + 0.5) / num
-        expected = np.quantile(values.numpy(), levels, method='hazen')
-        assert np.allclose(quantiles(values, num).numpy(), expected)
 
 
 def goal_of(marked, reference, anchor=0.0, model=None):
@@ -104,8 +81,8 @@ def test_loss_is_the_mean_distance_of_sorted_views(data):
     ]
     expected = torch.stack([
         smooth_l1(
-            view[tuple(pairs)].sort()[0]
-            - quantiles(view[tuple(reference)], pairs.size(1))
+            goal.strata.sort(view[tuple(pairs)])
+            - goal.strata.goals(view[tuple(reference)])
         )
         for view in views
     ]).mean()
@@ -145,6 +122,12 @@ def test_anchor_is_zero_at_the_start_and_holds_near_pairs(data):
     assert held() > plain() + 0.1
     items = schema.forgotten_edge_index(marked)[1]
     assert torch.isin(held.retained[1], items).all()  # The user itself has none left.
+
+
+def test_no_reference_is_explained(data, trained):
+    marked = ForgetUsers([3])(data)
+    with pytest.raises(ValueError, match="Use TRU\\('lowest'\\)"):
+        goal_of(marked, torch.empty(2, 0, dtype=torch.long), model=trained)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from torch_geometric_unlearn.ops import SparseOperator, spmm
 from torch_geometric_unlearn.utils.knn import content_neighbors
 from torch_geometric_unlearn.utils.seed import generator
 
+from ._strata import Strata
+
 #: Retained pairs that a step looks at.
 NUM_HELD = 4096
 #: How far from 0.5 an AUC may be for both kinds of pairs to count as alike, unless its
@@ -25,7 +27,8 @@ class NeverSeen:
     Looks at a pair in several *views* (:meth:`views`). In each, the sorted values of
     the forgotten pairs are drawn by a smooth L1 loss to the same quantiles of the
     reference pairs under the present model, which is one-dimensional optimal transport
-    between both distributions. Retained pairs of the same users and items are held at
+    between both distributions, among pairs of items as popular and users as active
+    (up to 4 times 4 strata). Retained pairs of the same users and items are held at
     their standardised scores, so that rows which also hold what is retained keep it.
 
     Views and weights were chosen by the membership attack on validation pairs: one half
@@ -39,6 +42,9 @@ class NeverSeen:
             :obj:`[2, n]`.
         anchor (float): Weight of holding retained pairs.
         seed (int): Seed of the draws of retained pairs, 4,096 per step.
+
+    Raises:
+        ValueError: If there is no reference pair.
     """
 
     def __init__(
@@ -53,10 +59,17 @@ class NeverSeen:
         self.model = model
         self.graph = graph
         device = next(model.parameters()).device
+        if reference.size(1) == 0:
+            raise ValueError(
+                "There is no never-seen pair to aim at (got 'reference' with shape "
+                f'{list(reference.shape)}): no validation pair, and no item that a '
+                "user of the request hasn't met. Use TRU('lowest') instead."
+            )
         self.reference = reference.to(device)
         self.anchor = anchor
         self.generator = generator(seed)
         self.forgotten = schema.forgotten_edge_index(data).to(device)
+        self.strata = Strata(self.forgotten, self.reference, data)
         retained = schema.retained_edge_index(data).to(device)
         near = torch.isin(retained[0], self.forgotten[0])
         near |= torch.isin(retained[1], self.forgotten[1])
@@ -80,8 +93,8 @@ class NeverSeen:
             if name == 'cosine':  # The only view that isn't standardised.
                 scale = goal.std(correction=0).clamp(min=1e-12)
                 value, goal = value / scale, goal / scale
-            value = value.sort()[0]
-            losses.append(F.smooth_l1_loss(value, quantiles(goal, value.numel())))
+            value, goal = self.strata.sort(value), self.strata.goals(goal)
+            losses.append(F.smooth_l1_loss(value, goal))
         loss = torch.stack(losses).mean()
         if self.anchor > 0 and self.retained.size(1) > 0:
             size = self.retained.size(1), (NUM_HELD,)
@@ -132,14 +145,16 @@ class NeverSeen:
     @torch.no_grad()
     def measure(self) -> dict[str, Any]:
         r"""Returns :obj:`auc`, by view how often a forgotten pair is above a reference
-        pair; :obj:`miss`, the largest distance of these from 0.5; and
+        pair of its stratum; :obj:`miss`, the largest distance of these from 0.5; and
         :obj:`target_met`, whether it is at most 0.01 or two standard errors of an AUC
         of 0.5.
         """
         sizes = [self.forgotten.size(1), self.reference.size(1)]
         pairs = torch.cat([self.forgotten, self.reference], dim=1)
         views = self.views(pairs, *self._embed())
-        aucs = {name: _auc(*value.split(sizes)) for name, value in views.items()}
+        aucs = {
+            name: self.strata.auc(*value.split(sizes)) for name, value in views.items()
+        }
         miss = max(abs(value - 0.5) for value in aucs.values())
         error = ((1 / sizes[0] + 1 / sizes[1]) / 12) ** 0.5
         met = miss <= max(TOLERANCE, 2 * error)
@@ -190,19 +205,6 @@ def standard_scores(user_emb: Tensor, item_emb: Tensor, pairs: Tensor) -> Tensor
     return score / variance.clamp(min=1e-12).sqrt()
 
 
-def quantiles(values: Tensor, num: int) -> Tensor:
-    r"""Returns :obj:`num` evenly spaced quantiles of :obj:`values` :obj:`[m]` in
-    ascending order, :obj:`[num]`; the sorted values themselves for :obj:`num` equal to
-    :math:`m`.
-    """
-    values = values.sort()[0]
-    place = (torch.arange(num, device=values.device) + 0.5) * (values.numel() / num)
-    place = (place - 0.5).clamp(0, values.numel() - 1)
-    low = place.floor().long()
-    high = (low + 1).clamp(max=values.numel() - 1)
-    return torch.lerp(values[low], values[high], (place - low).to(values.dtype))
-
-
 def _content_mean(data: HeteroData) -> SparseOperator | None:
     r"""Returns the mean over the content neighbours of every item."""
     near = content_neighbors(schema.features(data).values())
@@ -213,13 +215,3 @@ def _content_mean(data: HeteroData) -> SparseOperator | None:
     edge_index = torch.stack([near.view(-1), item])
     weight = torch.full((item.numel(),), 1 / k, device=near.device)
     return SparseOperator(edge_index, weight, (num_items, num_items))
-
-
-def _auc(positive: Tensor, negative: Tensor) -> float:
-    r"""Returns how often a positive is above a negative; ties count half."""
-    if positive.numel() == 0 or negative.numel() == 0:
-        return float('nan')
-    order = negative.sort()[0]
-    below = torch.searchsorted(order, positive)
-    upto = torch.searchsorted(order, positive, right=True)
-    return float((below + upto).double().mean()) / 2 / negative.numel()
