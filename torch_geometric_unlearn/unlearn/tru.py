@@ -16,6 +16,7 @@ from torch_geometric_unlearn.nn.models import Table, Triplets
 from torch_geometric_unlearn.utils.check import check_choice, check_float, check_int
 from torch_geometric_unlearn.utils.topk import PairIndex
 
+from ._plan import Plan, plan_for
 from .calibration import NeverSeen
 from .masked_adam import MaskedAdam
 from .modules import LeafModule, branch_names, leaf_modules
@@ -23,39 +24,6 @@ from .reverse_repair import ReverseRepair, Workspace
 from .row_reset import lacks_id_table, reset_rows
 
 _ROWS = ('auto', 'user', 'item', 'both', 'others', 'all')
-
-
-@dataclass(frozen=True)
-class _Plan:
-    r"""Where and how far a request is reversed."""
-
-    rows: str
-    reach: float
-    shared_rate: float = 0.01
-    num_epochs: int = 5
-    num_passes: int = 3
-    repair_batches: int | None = 10
-    capacity: float = 0.3
-    anchor: float = 0.0
-
-
-_LOWEST = {
-    'user': _Plan('user', 1.0),
-    'item': _Plan('item', 1.0),
-    'interaction': _Plan('user', 1 / 3),
-    'mixed': _Plan('both', 1 / 3),
-}
-_NEVER_SEEN = {
-    'user': _Plan('user', 3.0, 0.01, 5, 6, 5, 1.0, 0.3),
-    'item': _Plan('others', 3.0, 0.01, 8, 6, 5, 1.0, 0.3),
-    'interaction': _Plan('both', 0.6, 0.01, 5, 6, 5, 1.0, 1.0),
-    'mixed': _Plan('both', 0.6, 0.01, 5, 6, 5, 1.0, 1.0),
-}
-_NEVER_SEEN_WITHOUT_ITEM_TABLE = {
-    'item': _Plan('both', 0.1, 1.0, 10, 9, 2, 1.0, 0.3),
-    'interaction': _Plan('both', 1.0, 0.1, 10, 9, 2, 1.0, 0.3),
-    'mixed': _Plan('both', 1.0, 0.1, 10, 9, 2, 1.0, 0.3),
-}
 
 
 class TRU(ReverseRepair):
@@ -140,7 +108,8 @@ class TRU(ReverseRepair):
         anchor (float, optional): Weight of holding retained pairs at their scores, with
             :obj:`target='never_seen'`; see below. (default: :obj:`'auto'`)
         final_rate (float, optional): Share of the step sizes that is left in the last
-            epoch, with :obj:`target='never_seen'`. (default: :obj:`0.1`)
+            epoch, with :obj:`target='never_seen'`; see below.
+            (default: :obj:`'auto'`)
         smoothing (float, optional): Weight of the past in the branch scales over
             epochs, in :math:`[0, 1)`. (default: :obj:`0.5`)
         num_probes (int, optional): Batches of each side that the energies are measured
@@ -158,23 +127,24 @@ class TRU(ReverseRepair):
     [ours; chosen on validation data of Amazon Baby]. *Without item table* is a model
     like :class:`~torch_geometric_unlearn.nn.MIGGT`, where modules that all share must
     carry what rows would; *other* are interaction-level and mixed requests.
+    :obj:`capacity` is 0.3 for *lowest* and 1 for *never seen*.
 
-    ==============  ======  =====  ======  ======  ======  ======  ========  ======
-    level           rows    reach  shared  epochs  passes  repair  capacity  anchor
-    ==============  ======  =====  ======  ======  ======  ======  ========  ======
+    ====================  ======  =====  ======  ======  ======  ======  ======  =====
+    level                 rows    reach  shared  epochs  passes  repair  anchor  final
+    ====================  ======  =====  ======  ======  ======  ======  ======  =====
     *lowest*
-    user            user    1      0.01    5       3       10      0.3
-    item            item    1      0.01    5       3       10      0.3
-    interaction     user    1/3    0.01    5       3       10      0.3
-    mixed           both    1/3    0.01    5       3       10      0.3
+    user                  user    1      0.01    5       3       10
+    item                  item    1      0.01    5       3       10
+    interaction           user    1/3    0.01    5       3       10
+    mixed                 both    1/3    0.01    5       3       10
     *never seen*
-    user            user    3      0.01    5       6       5       1         0.3
-    item            others  3      0.01    8       6       5       1         0.3
-    other           both    0.6    0.01    5       6       5       1         1
+    user                  user    3      0.01    5       6       5       0.3     0.1
+    item                  others  3      0.01    8       6       5       0.3     0.3
+    other                 both    0.6    0.01    5       6       5       1       0.1
     *without item table*
-    item            both    0.1    1       10      9       2       1         0.3
-    other           both    1      0.1     10      9       2       1         0.3
-    ==============  ======  =====  ======  ======  ======  ======  ========  ======
+    item                  both    0.1    1       10      9       2       0.3     0.3
+    other                 both    1      0.1     10      9       2       0.3     0.3
+    ====================  ======  =====  ======  ======  ======  ======  ======  =====
 
     Raises:
         ValueError: If an argument is out of range.
@@ -205,7 +175,7 @@ class TRU(ReverseRepair):
         margin: float = 0.0,
         alpha_range: tuple[float, float] = (0.25, 4.0),
         anchor: float | str = 'auto',
-        final_rate: float = 0.1,
+        final_rate: float | str = 'auto',
         smoothing: float = 0.5,
         num_probes: int = 2,
         top_k: int = 3,
@@ -218,7 +188,7 @@ class TRU(ReverseRepair):
         self.target = check_choice(target, 'target', ('lowest', 'never_seen'))
         self.pauses = target == 'lowest'  # Else, step sizes are annealed.
         self.repairs_first = target == 'never_seen'
-        self.final_rate = check_float(final_rate, 'final_rate', 0.0, 1.0)
+        self.final_rate = _or_auto(check_float, final_rate, 'final_rate', 0.0, 1.0)
         self.rows = check_choice(rows, 'rows', _ROWS)
         self.reach = _or_auto(check_float, reach, 'reach', 0.0)
         self.shared_rate = _or_auto(check_float, shared_rate, 'shared_rate', 0.0)
@@ -287,24 +257,19 @@ class TRU(ReverseRepair):
     def _is_reversing(self, state: _State, history: list[dict[str, Any]]) -> bool:
         return state.needs_reversal and super()._is_reversing(state, history)
 
-    def _plan(self, work: Workspace) -> _Plan:
+    def _plan(self, work: Workspace) -> Plan:
         r"""Returns what the caller has left open, by the kind of the request."""
         level = work.data.forget_level if 'forget_level' in work.data else 'mixed'
         tables: list[Table] = getattr(work.model, 'tables', list)()
         has_item_rows = any(
             table.rows != schema.USER and not table.is_raw for table in tables
         )
-        if self.target == 'lowest':
-            plan = _LOWEST[level]
-        elif has_item_rows or level == 'user':
-            plan = _NEVER_SEEN[level]
-        else:
-            plan = _NEVER_SEEN_WITHOUT_ITEM_TABLE[level]
+        plan = plan_for(self.target, level, has_item_rows)
         given = {f.name: getattr(self, f.name) for f in fields(plan)}
         return replace(plan, **{k: v for k, v in given.items() if v != 'auto'})
 
     def _step_sizes(
-        self, work: Workspace, modules: list[LeafModule], plan: _Plan
+        self, work: Workspace, modules: list[LeafModule], plan: Plan
     ) -> dict[str, float]:
         r"""Returns :math:`\eta_{rev}` by parameter."""
         num_steps = plan.num_passes
@@ -343,7 +308,7 @@ class TRU(ReverseRepair):
                 num_steps += 1
         state.epoch += 1
         if state.never_seen is not None:
-            decay = self.final_rate ** (1 / max(1, state.plan.num_epochs - 1))
+            decay = state.plan.final_rate ** (1 / max(1, state.plan.num_epochs - 1))
             state.lr = {name: lr * decay for name, lr in state.lr.items()}
         return log | {name: float(value) / num_steps for name, value in totals.items()}
 
@@ -686,7 +651,7 @@ def _movable(x: Tensor, rows: Tensor | None) -> Tensor:
 
 @dataclass
 class _State:
-    plan: _Plan
+    plan: Plan
     lr: dict[str, float]
     modules: list[LeafModule]
     branches: dict[str, str]
