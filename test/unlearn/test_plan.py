@@ -31,7 +31,7 @@ def documented_rows():
             yield heading, words[0], words[1:]
 
 
-@pytest.mark.parametrize('heading,level,values', documented_rows())
+@pytest.mark.parametrize(('heading', 'level', 'values'), documented_rows())
 def test_docstring_table(heading, level, values):
     target = 'lowest' if heading == 'lowest' else 'never_seen'
     levels = ['interaction', 'mixed'] if level == 'other' else [level]
