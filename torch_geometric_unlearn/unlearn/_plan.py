@@ -35,7 +35,7 @@ _NEVER_SEEN = {
 }
 _NEVER_SEEN_WITHOUT_ITEM_TABLE = {
     'user': _NEVER_SEEN['user'],
-    'item': Plan('both', 0.1, 1.0, 10, 9, 2, 1.0, 0.3, 0.3),
+    'item': Plan('both', 0.1, 1.0, 10, 9, 2, 1.0, 0.3),
     'other': Plan('both', 1.0, 0.1, 10, 9, 2, 1.0, 0.3, 0.3),
 }
 

@@ -142,7 +142,7 @@ class TRU(ReverseRepair):
     item                  others  3      0.01    8       6       5       0.3     0.3
     other                 both    0.6    0.01    5       6       5       1       0.1
     *without item table*
-    item                  both    0.1    1       10      9       2       0.3     0.3
+    item                  both    0.1    1       10      9       2       0.3     0.1
     other                 both    1      0.1     10      9       2       0.3     0.3
     ====================  ======  =====  ======  ======  ======  ======  ======  =====
 
