@@ -18,7 +18,7 @@ def strata_of(data, num_strata):
 
 
 def test_one_stratum_is_plain_transport(data):
-    strata, forgotten, reference = strata_of(data, 1)
+    strata, forgotten, reference = strata_of(data, (1, 1))
     rng = torch.Generator().manual_seed(0)
     value = torch.randn(forgotten.size(1), generator=rng).round(decimals=1).double()
     goal = torch.randn(reference.size(1), generator=rng).round(decimals=1).double()
@@ -32,7 +32,7 @@ def test_one_stratum_is_plain_transport(data):
 
 
 def test_strata_are_of_similar_degree_and_never_empty(data):
-    strata, forgotten, reference = strata_of(data, 3)
+    strata, forgotten, reference = strata_of(data, (3, 3))
     num = int(strata.goal_cell.max()) + 1
     assert 3 < num <= 9
     assert strata.goal_cell.bincount(minlength=num).min() > 0
@@ -46,7 +46,7 @@ def test_strata_are_of_similar_degree_and_never_empty(data):
 
 
 def test_each_stratum_is_transported_by_itself(data):
-    strata, forgotten, reference = strata_of(data, 2)
+    strata, forgotten, reference = strata_of(data, (2, 2))
     rng = torch.Generator().manual_seed(0)
     value = torch.randn(forgotten.size(1), generator=rng)
     goal = torch.randn(reference.size(1), generator=rng)
@@ -70,8 +70,8 @@ def test_a_shift_inside_of_strata_shows(data):
     r"""Pairs of rare items too high and of popular ones too low cancel out over all
     pairs, but not in the loss by strata.
     """
-    strata, forgotten, reference = strata_of(data, 2)
-    plain = strata_of(data, 1)[0]
+    strata, forgotten, reference = strata_of(data, (2, 2))
+    plain = strata_of(data, (1, 1))[0]
     rng = torch.Generator().manual_seed(0)
     size = reference.size(1)
     sign = torch.where(strata.cell < 2, 1.0, -1.0)
@@ -97,7 +97,7 @@ def test_number_of_strata_follows_the_reference(data):
 
 
 def test_gradient_reaches_every_value(data):
-    strata, forgotten, reference = strata_of(data, 2)
+    strata, forgotten, reference = strata_of(data, (2, 2))
     value = torch.randn(forgotten.size(1), dtype=torch.float64, requires_grad=True)
     goal = torch.randn(reference.size(1), dtype=torch.float64)
     (strata.sort(value) - strata.goals(goal)).pow(2).sum().backward()

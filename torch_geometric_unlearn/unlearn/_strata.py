@@ -25,9 +25,9 @@ class Strata:
         reference (torch.Tensor): Pairs to compare with, int64 :obj:`[2, m]`.
         data (HeteroData): The data with the request still marked; popularity and
             activity are degrees before the deletion.
-        num_strata (int, optional): Strata of items, and of users within each; by
-            default up to 4, as many as leave 150 reference pairs in each on average.
-            (default: :obj:`None`)
+        num_strata (tuple, optional): Strata of items, and of users within each; by
+            default up to 4 each, as many as leave 150 reference pairs in each on
+            average. (default: :obj:`None`)
     """
 
     def __init__(
@@ -35,18 +35,17 @@ class Strata:
         forgotten: Tensor,
         reference: Tensor,
         data: HeteroData,
-        num_strata: int | None = None,
+        num_strata: tuple[int, int] | None = None,
     ) -> None:
         n, m = forgotten.size(1), reference.size(1)
-        if num_strata is None:
-            num_strata = int((m / STRATUM_SIZE) ** 0.5)
-            num_strata = min(max(num_strata, 1), MAX_STRATA)
+        by_item, by_user = num_strata or _num_strata(m)
         pairs = torch.cat([forgotten, reference], dim=1)
         edge_index = data[schema.EDGE_TYPE].edge_index.to(pairs.device)
         cell = pairs.new_zeros(n + m)
-        for row, size in ((1, schema.num_items(data)), (0, schema.num_users(data))):
+        for row, num in ((1, by_item), (0, by_user)):
+            size = int(pairs[row].max()) + 1
             degree = edge_index[row].bincount(minlength=size)[pairs[row]]
-            cell = _split(cell, degree, n, num_strata)
+            cell = _split(cell, degree, n, num)
         _, cell = cell.unique(return_inverse=True)
         self.cell, self.goal_cell = cell.split([n, m])
         # Where the values of a stratum lie among the quantiles of its reference pairs.
@@ -91,6 +90,11 @@ class Strata:
             right = torch.searchsorted(order, value[inside], right=True)
             below[inside.cpu()] = ((left + right).double() / 2 / order.numel()).cpu()
         return float(below.mean())
+
+
+def _num_strata(num_reference: int) -> tuple[int, int]:
+    num = int((num_reference / STRATUM_SIZE) ** 0.5)
+    return (min(max(num, 1), MAX_STRATA),) * 2
 
 
 def _split(cell: Tensor, degree: Tensor, num_forgotten: int, num: int) -> Tensor:

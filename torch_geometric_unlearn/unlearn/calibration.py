@@ -28,8 +28,9 @@ class NeverSeen:
     the forgotten pairs are drawn by a smooth L1 loss to the same quantiles of the
     reference pairs under the present model, which is one-dimensional optimal transport
     between both distributions, among pairs of items as popular and users as active
-    (up to 4 times 4 strata). Retained pairs of the same users and items are held at
-    their standardised scores, so that rows which also hold what is retained keep it.
+    (up to 4 times 4 strata, one in an item-level request). Retained pairs of the same
+    users and items are held at their standardised scores, so that rows which also hold
+    what is retained keep it.
 
     Views and weights were chosen by the membership attack on validation pairs: one half
     of them was the reference, the other what the attacker compares with.
@@ -69,7 +70,10 @@ class NeverSeen:
         self.anchor = anchor
         self.generator = generator(seed)
         self.forgotten = schema.forgotten_edge_index(data).to(device)
-        self.strata = Strata(self.forgotten, self.reference, data)
+        # Item-level requests have fewer pairs to aim at; strata didn't help there.
+        item_level = 'forget_level' in data and data.forget_level == 'item'
+        num_strata = (1, 1) if item_level else None
+        self.strata = Strata(self.forgotten, self.reference, data, num_strata)
         retained = schema.retained_edge_index(data).to(device)
         near = torch.isin(retained[0], self.forgotten[0])
         near |= torch.isin(retained[1], self.forgotten[1])
