@@ -133,7 +133,7 @@ fill-opacity:.6}
 .mark.s0,.bar.s0,.area.s0{fill:var(--c0)}.mark.s1,.bar.s1,.area.s1{fill:var(--c1)}
 .mark.s2,.bar.s2,.area.s2{fill:var(--c2)}.mark.s3,.bar.s3{fill:var(--c3)}
 .mark.s4,.bar.s4{fill:var(--c4)}.mark.s5,.bar.s5{fill:var(--c5)}
-code{font-size:.85rem;overflow-wrap:anywhere}
+code{font-size:.85rem;overflow-wrap:anywhere}td code{display:inline-block;min-width:6ch}
 summary{cursor:pointer;padding:.2rem 0}
 dt{font-weight:600;margin-top:.4rem}dd{margin:0 0 0 1rem}
 footer{border-top:1px solid var(--line);margin-top:2rem;padding:1rem;
@@ -314,7 +314,7 @@ def _modules(section: Mapping[str, Any]) -> str:
     )
     plot = heat_map(names, list(kinds.values()), shades, texts, label)
     how = (
-        'Each line is a part of the model; the darker a cell, the more. “Moved” should '
+        'Each line is a part of the model; the bluer a cell, the more. “Moved” should '
         'look like “moved by retraining”: a part that only the method moved was '
         'disturbed without need.'
     )
