@@ -11,9 +11,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from . import _page as page
 from .svg import HATCH, bar_plot, heat_map, histogram, line_plot, path_plot
-
-_NOTHING = 'not available'
 
 _TITLES = {
     'pair': ('Deleted interactions in the lists', 'share of deleted pairs, top {k}'),
@@ -69,82 +68,6 @@ _LIMITS = [
     'derived from the original, are not covered.',
 ]
 
-_STYLE = """
-:root{color-scheme:light dark;--bg:#fff;--ink:#16191d;--soft:#4b535d;--line:#cfd5dc;
---box:#f4f6f8;--grid:#e3e7ec;--heat:#3d8fdc;--good:#0b6b45;--bad:#a82a1c;--odd:#75550a;
---c0:#0072b2;--c1:#c44d00;--c2:#00815d;--c3:#a8478a;--c4:#5a5fc7;--c5:#7a6a00}
-@media (prefers-color-scheme:dark){:root{--bg:#14171b;--ink:#eceff2;--soft:#aeb7c1;
---line:#414953;--box:#1d2127;--grid:#2b3138;--heat:#2c6fb4;--good:#5fd3a0;--bad:#ff9a8a;
---odd:#e8c468;--c0:#6cbcf0;--c1:#f2a04e;--c2:#45cfa0;--c3:#e39ac9;--c4:#a9adff;
---c5:#d8c65a}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--bg);color:var(--ink);
-font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
-main,header,footer{max-width:72rem;margin:0 auto;padding:0 1rem}
-h1{font-size:1.7rem;line-height:1.2;margin:1.5rem 0 .3rem}
-h2{font-size:1.25rem;margin:2.2rem 0 .4rem;padding-top:.8rem;
-border-top:1px solid var(--line)}
-h3{font-size:1rem;margin:1.2rem 0 .3rem}
-p,ul,ol,dl{margin:.5rem 0;max-width:46rem}
-.soft,figcaption,small{color:var(--soft)}
-.verdict{border:2px solid var(--odd);border-radius:.5rem;background:var(--box);
-padding:.8rem 1rem;margin:1rem 0}
-.verdict h2{border:0;margin:0;padding:0}
-.within{border-color:var(--good)}.outside{border-color:var(--bad)}
-.within h2{color:var(--good)}.outside h2,.failed{color:var(--bad)}
-.unknown h2{color:var(--odd)}
-.failed{font-weight:600}
-.missing{border-left:4px solid var(--odd);background:var(--box);padding:.5rem .8rem;
-max-width:46rem}
-.missing::before{content:"Missing. ";font-weight:600}
-.scroll{overflow-x:auto;margin:.6rem 0}
-.scroll:focus-visible,summary:focus-visible,a:focus-visible{outline:2px solid var(--c0);
-outline-offset:2px}
-table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}
-th,td{padding:.35rem .7rem;border-bottom:1px solid var(--line);text-align:right;
-vertical-align:top}
-th:first-child,td:first-child{text-align:left}
-td.text{text-align:left}td .soft,td small{white-space:nowrap}
-thead th{vertical-align:bottom;background:var(--box);max-width:10rem}
-th small{display:block;font-weight:400}
-tr.chosen{background:var(--box)}tr.chosen th{box-shadow:inset 4px 0 var(--c0)}
-caption{text-align:left;color:var(--soft);padding:.2rem 0}
-.plots{display:grid;gap:1rem 2rem;
-grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr))}
-figure{margin:.6rem 0;max-width:34rem;min-width:0}figure.wide{max-width:none}
-@media(min-width:60rem){figure:not(.wide){display:grid;gap:2rem;max-width:none;
-grid-template-columns:minmax(0,34rem) minmax(0,1fr)}}
-svg{display:block;width:100%;height:auto;overflow:visible;
-font:12px system-ui,sans-serif}
-svg.defs{position:absolute;width:0;height:0}
-svg text{fill:var(--ink)}svg .strong,svg .head{font-weight:600}svg .head{font-size:11px}
-@media(max-width:30rem){svg{font-size:13px}}
-.axis{stroke:var(--soft)}.grid{stroke:var(--grid)}
-.reference{stroke:var(--soft);stroke-width:1.5;stroke-dasharray:2 3}
-.line{fill:none;stroke-width:2}.mark{stroke:var(--bg)}.ring{fill:none;
-stroke:var(--ink);stroke-width:2}
-.area{fill-opacity:.14;stroke:none}
-.heat{fill:var(--heat)}.empty{fill:none;stroke:var(--line)}.hatch{fill:var(--bg);
-fill-opacity:.6}
-.line.s0{stroke:var(--c0)}.line.s1{stroke:var(--c1);stroke-dasharray:7 3}
-.line.s2{stroke:var(--c2);stroke-dasharray:2 3}
-.line.s3{stroke:var(--c3);stroke-dasharray:9 3 2 3}
-.line.s4{stroke:var(--c4);stroke-dasharray:4 2}.line.s5{stroke:var(--c5)}
-.mark.s0,.bar.s0,.area.s0{fill:var(--c0)}.mark.s1,.bar.s1,.area.s1{fill:var(--c1)}
-.mark.s2,.bar.s2,.area.s2{fill:var(--c2)}.mark.s3,.bar.s3{fill:var(--c3)}
-.mark.s4,.bar.s4{fill:var(--c4)}.mark.s5,.bar.s5{fill:var(--c5)}
-code{font-size:.85rem;overflow-wrap:anywhere}td code{display:inline-block;min-width:6ch}
-summary{cursor:pointer;padding:.2rem 0}
-dt{font-weight:600;margin-top:.4rem}dd{margin:0 0 0 1rem}
-footer{border-top:1px solid var(--line);margin-top:2rem;padding:1rem;
-color:var(--soft)}
-@media print{body{font-size:11pt;background:#fff}h2,h3,dt{break-after:avoid}
-figure:not(.wide),.plots>div,tr,.verdict{break-inside:avoid}svg{max-width:24rem}
-.plots{grid-template-columns:1fr 1fr}.scroll{overflow:visible}
-table{font-size:8pt}th,td{padding:.2rem .35rem}
-*{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
-"""
-
 
 def render_html(content: Mapping[str, Any]) -> str:
     r"""Returns the page for a report.
@@ -157,10 +80,11 @@ def render_html(content: Mapping[str, Any]) -> str:
     title = escape(content['title'])
     method, request = content['method'], content['request']
     name = ' on '.join(filter(None, [method['name'], method['model']]))
+    short_hash = request.get('hash', '')[:12]
     parts = [
         f'<header><h1>{title}</h1>',
-        f'<p class="soft">{escape(name)} · {escape(_time(content["created"]))}',
-        f' · request <code>{escape(request.get("hash", "")[:12] or _NOTHING)}</code>'
+        f'<p class="soft">{escape(name)} · {escape(page.minute(content["created"]))}',
+        f' · request <code>{escape(short_hash or page.NOTHING)}</code>'
         f'</p></header><main>',
         _verdict(content),
         _table(content),
@@ -181,7 +105,7 @@ def render_html(content: Mapping[str, Any]) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f'<title>{title}</title><style>{_STYLE}</style></head><body>{HATCH}'
+        f'<title>{title}</title><style>{page.STYLE}</style></head><body>{HATCH}'
         + '\n'.join(parts)
         + '</main><footer>Written by torch_geometric_unlearn '
         + escape(str(content['versions'].get('torch_geometric_unlearn', '')))
@@ -223,30 +147,31 @@ def _table(content: Mapping[str, Any]) -> str:
         cells = [f'{escape(row["name"])}<small>{role}</small>']
         for name in names:
             source = 'exposure' if name in ('pair', 'exposure') else 'ranking'
-            cells.append(_cell(values.get(f'{name}@{k}'), errors.get(source)))
+            cells.append(page.cell(values.get(f'{name}@{k}'), errors.get(source)))
         for name in audits:
             out = content['audits'][name]['models'].get(row['name'], {})
-            cells.append(_cell(_value(out, 'balanced_accuracy'), out.get('error')))
+            accuracy = page.value_of(out, 'balanced_accuracy')
+            cells.append(page.cell(accuracy, out.get('error')))
         if show_trade_off:
-            cells.append(_cell(values.get('trade_off')))
-        cells.append(_cell(values.get('seconds'), form='{:.1f}'))
+            cells.append(page.cell(values.get('trade_off')))
+        cells.append(page.cell(values.get('seconds'), form='{:.1f}'))
         rows.append((cells, row['role'] == 'unlearned'))
-    body = _grid(head, rows, 'All models, measured alike')
+    body = page.grid(head, rows, 'All models, measured alike')
     note = (
         '<p>Read it line against line: <b>unlearned</b> should come close to '
         '<b>retrained</b> in every column, and be better at that than the comparisons. '
         'Both much higher and much lower forget figures are a fault.</p>'
     )
-    return _part('The models side by side', table, note + body)
+    return page.part('The models side by side', table, note + body)
 
 
 def _request(request: Mapping[str, Any]) -> str:
     if request['missing']:
-        return _part('What was asked', request, '')
+        return page.part('What was asked', request, '')
     facts = [
         ('Level', request['level']),
         ('Interactions to delete', f'{request["num_interactions"]:,}'),
-        ('Share of the training data', _percent(request['share'])),
+        ('Share of the training data', page.percent(request['share'])),
         ('Users, items in them', f'{request["num_users"]:,}, {request["num_items"]:,}'),
         ('Still in the data', f'{request["remaining"]:,}'),
         ('Hash of the request (SHA-256)', request['hash']),
@@ -264,10 +189,11 @@ def _request(request: Mapping[str, Any]) -> str:
             'Ids are pseudonyms, hashed with the hash of the request. Whoever knows '
             'the ids can recompute them, so treat this page as personal data.'
         )
-    return _part(
+    return page.part(
         'What was asked',
         request,
-        f'{_facts(facts)}<details><summary>Who and what ({len(subjects):,})</summary>'
+        f'{page.facts(facts)}<details><summary>Who and what ({len(subjects):,})'
+        f'</summary>'
         f'<p>{note}</p><p>{lines}{more}</p></details>',
     )
 
@@ -276,7 +202,7 @@ def _modules(section: Mapping[str, Any]) -> str:
     title = 'Where the model was corrected'
     rows = section.get('rows', [])
     if not rows:
-        return _part(title, section, '')
+        return page.part(title, section, '')
     kinds = {
         'sensitivity': 'Sensi- tivity',
         'mask': 'Re- versed',
@@ -306,7 +232,7 @@ def _modules(section: Mapping[str, Any]) -> str:
                 for key, v in values.items()
             ]
         )
-        texts.append([_short(v, percent=key == 'mask') for key, v in values.items()])
+        texts.append([page.short(v, key == 'mask') for key, v in values.items()])
     names = [row['module'] for row in rows]
     label = (
         f'Heat map of {len(rows)} modules by {len(kinds)} measures; the numbers are in '
@@ -319,17 +245,17 @@ def _modules(section: Mapping[str, Any]) -> str:
         'disturbed without need.'
     )
     head = ['Module', 'Sensitivity', 'Reversed', 'Moved', 'Moved by retraining']
-    table = _grid(
+    table = page.grid(
         [(name, '') for name in [*head, 'Cosine']],
         [
             (
                 [
                     escape(row['module']),
-                    _cell(row.get('sensitivity'), form='{:.3g}'),
-                    _cell(row.get('mask'), form='{:.0%}'),
-                    _cell(row.get('shift')),
-                    _cell(row.get('retrained_shift')),
-                    _cell(row.get('cosine')),
+                    page.cell(row.get('sensitivity'), form='{:.3g}'),
+                    page.cell(row.get('mask'), form='{:.0%}'),
+                    page.cell(row.get('shift')),
+                    page.cell(row.get('retrained_shift')),
+                    page.cell(row.get('cosine')),
                 ],
                 False,
             )
@@ -339,15 +265,15 @@ def _modules(section: Mapping[str, Any]) -> str:
         'epochs. Moved: relative to the size of the weights. Cosine: 1 if the way is '
         'the same as retraining’s.',
     )
-    return _part(title, section, _figure(plot, how, table))
+    return page.part(title, section, page.figure(plot, how, table))
 
 
 def _branches(section: Mapping[str, Any]) -> str:
     title = 'How strongly each branch was corrected'
     scales = section.get('scales', {})
     if not scales:
-        return _part(title, section, '')
-    label = f'Line plot of the scales of {_and(list(scales))} over the epochs.'
+        return page.part(title, section, '')
+    label = f'Line plot of the scales of {page.listing(list(scales))} over the epochs.'
     plot = line_plot(
         section['epochs'], scales, label, 'epoch', 'scale', 1.0, '1 = average'
     )
@@ -356,15 +282,15 @@ def _branches(section: Mapping[str, Any]) -> str:
         'still carried more of the deleted data than the average branch and was '
         'corrected more strongly.'
     )
-    table = _series_table('Epoch', section['epochs'], scales)
-    return _part(title, section, _figure(plot, how, table))
+    table = page.series_table('Epoch', section['epochs'], scales)
+    return page.part(title, section, page.figure(plot, how, table))
 
 
 def _curve(section: Mapping[str, Any]) -> str:
     title, k = 'Forgetting against usefulness', section['k']
     points = [p for p in section.get('points', []) if p['retain'] is not None]
     if not points:
-        return _part(title, section, '')
+        return page.part(title, section, '')
     names: dict[tuple[float, float], list[str]] = {}  # Epochs may share a place.
     for point in points:
         place = (point['forget'], point['retain'])
@@ -394,15 +320,15 @@ def _curve(section: Mapping[str, Any]) -> str:
         'validation data).'
     )
     head = [('Epoch', ''), ('Forget', ''), ('Never seen', ''), ('Retain', '')]
-    table = _grid(
+    table = page.grid(
         [*head, ('Kept', '')],
         [
             (
                 [
                     str(p['epoch']),
-                    _cell(p['forget']),
-                    _cell(p['reference']),
-                    _cell(p['retain']),
+                    page.cell(p['forget']),
+                    page.cell(p['reference']),
+                    page.cell(p['retain']),
                     'yes' if p['selected'] else 'no',
                 ],
                 p['selected'],
@@ -410,20 +336,20 @@ def _curve(section: Mapping[str, Any]) -> str:
             for p in points
         ],
     )
-    return _part(title, section, _figure(plot, how, table))
+    return page.part(title, section, page.figure(plot, how, table))
 
 
 def _scores(section: Mapping[str, Any]) -> str:
     title = 'Do deleted interactions stand out?'
     models = section.get('models', {})
     if not models:
-        return _part(title, section, '')
+        return page.part(title, section, '')
     plots = []
     for name, sides in models.items():
         gap = sides['gap']
         label = (
             f'Histogram of the scores of deleted and never-seen interactions in the '
-            f'{name} model; deleted ones lie {_short(gap)} higher on average.'
+            f'{name} model; deleted ones lie {page.short(gap)} higher on average.'
         )
         plot = histogram(
             section['edges'],
@@ -434,7 +360,8 @@ def _scores(section: Mapping[str, Any]) -> str:
         )
         plots.append(
             f'<div><h3>{escape(name.capitalize())}</h3>{plot}'
-            f'<p class="soft">Deleted minus never seen, on average: {_cell(gap)}</p>'
+            f'<p class="soft">Deleted minus never seen, on average: '
+            f'{page.cell(gap)}</p>'
             f'</div>'
         )
     how = (
@@ -452,21 +379,21 @@ def _scores(section: Mapping[str, Any]) -> str:
         for side, words in [('forgotten', 'deleted'), ('unseen', 'never seen')]
     }
     bins = [f'{left:.2f}' for left in section['edges'][:-1]]
-    table = _series_table('From score', bins, columns)
+    table = page.series_table('From score', bins, columns)
     plot = f'<div class="plots">{"".join(plots)}</div>'
-    return _part(title, section, note + _figure(plot, how, table, wide=True))
+    return page.part(title, section, note + page.figure(plot, how, table, wide=True))
 
 
 def _exposure(section: Mapping[str, Any], k: int) -> str:
     title = 'Are the items still shown to others?'
     values = section.get('values', {})
     if not values:
-        return _part(title, section, '')
+        return page.part(title, section, '')
     plot = bar_plot(
         list(values),
         {'exposure': list(values.values())},
         f'Bars of the share of places in top {k} lists for {len(values)} models.',
-        _percent,
+        page.percent,
     )
     how = (
         'The share of places in everyone else’s lists that items of the deleted '
@@ -474,26 +401,26 @@ def _exposure(section: Mapping[str, Any], k: int) -> str:
         'items are hidden which others like.'
     )
     facts = [
-        ('Drop by unlearning', _percent(section['drop'])),
-        ('Drop by retraining', _percent(section['retrained_drop'])),
+        ('Drop by unlearning', page.percent(section['drop'])),
+        ('Drop by retraining', page.percent(section['retrained_drop'])),
         (
             'Correlation of an item’s drop with its deleted share',
-            _cell(section['correlation']),
+            page.cell(section['correlation']),
         ),
     ]
     table = ''
     if section['groups']:
         head = ['Deleted share up to', 'Items', 'Before', 'Unlearned', 'Retrained']
-        table = _grid(
+        table = page.grid(
             [(name, '') for name in head],
             [
                 (
                     [
-                        _percent(group['max_share']),
+                        page.percent(group['max_share']),
                         str(group['num_items']),
-                        _cell(group['before']),
-                        _cell(group['after']),
-                        _cell(group.get('retrained')),
+                        page.cell(group['before']),
+                        page.cell(group['after']),
+                        page.cell(group.get('retrained')),
                     ],
                     False,
                 )
@@ -501,7 +428,7 @@ def _exposure(section: Mapping[str, Any], k: int) -> str:
             ],
             'Share of users who see an item, by how much of the item was deleted',
         )
-    return _part(title, section, _figure(plot, how, table) + _facts(facts))
+    return page.part(title, section, page.figure(plot, how, table) + page.facts(facts))
 
 
 def _audits(audits: Mapping[str, Any]) -> str:
@@ -512,14 +439,14 @@ def _audits(audits: Mapping[str, Any]) -> str:
         errors = {m: out['error'] for m, out in models.items() if 'error' in out}
         good = {m: out for m, out in models.items() if 'error' not in out}
         for model, reason in errors.items():
-            body += f'<p>{escape(model)}: {_failed(reason)}</p>'
+            body += f'<p>{escape(model)}: {page.failed(reason)}</p>'
         if any('balanced_accuracy' in out for out in good.values()):
             body += _membership(good)
         elif any(isinstance(out.get('recovered'), Mapping) for out in good.values()):
             body += ''.join(_closeness(m, out) for m, out in good.items())
         elif good:
             body += _flat_table(good)
-        missing = _missing(audit)
+        missing = page.missing(audit)
         parts.append(f'<h3>{escape(name.capitalize())}</h3>{missing}{body}')
     return f'<section><h2>Audits</h2>{"".join(parts)}</section>'
 
@@ -536,13 +463,15 @@ def _membership(models: Mapping[str, Any]) -> str:
     rows = []
     for name, out in models.items():
         cells = [escape(name)]
-        cells += [_cell(_value(out, key)) + _interval(out, key) for key in keys]
+        cells += [
+            page.cell(page.value_of(out, key)) + page.interval(out, key) for key in keys
+        ]
         words = [out.get('direction'), out.get('classifier')]
         cells += [escape(str(word or '–')) for word in words]
         sizes = [out.get('num_members'), out.get('num_nonmembers')]
-        cells.append(', '.join(_cell(size) for size in sizes))
+        cells.append(', '.join(page.cell(size) for size in sizes))
         rows.append((cells, name == 'unlearned'))
-    table = _grid(head, rows)
+    table = page.grid(head, rows)
     how = (
         '<p>An attacker who sees only the model tries to tell deleted interactions '
         'from ones it never saw: 0.5 is guessing, 1 is always right, and the retrained '
@@ -564,7 +493,8 @@ def _membership(models: Mapping[str, Any]) -> str:
     )
     sides = {'deleted': bins['members'], 'never seen': bins['nonmembers']}
     edges = [f'{left:.2f}' for left in bins['edges'][:-1]]
-    return how + table + _figure(plot, caption, _series_table('From', edges, sides))
+    numbers = page.series_table('From', edges, sides)
+    return how + table + page.figure(plot, caption, numbers)
 
 
 def _closeness(name: str, out: Mapping[str, Any]) -> str:
@@ -578,7 +508,7 @@ def _closeness(name: str, out: Mapping[str, Any]) -> str:
     rows: list[tuple[list[str], bool]] = []
     inner_rows: list[tuple[list[str], bool]] = []
     for measure in out.get('value', {}):
-        row = [escape(measure), *(_cell(out[c].get(measure)) for c in columns)]
+        row = [escape(measure), *(page.cell(out[c].get(measure)) for c in columns)]
         (inner_rows if measure.startswith('cka_') else rows).append((row, False))
     head = [('Measure', ''), *((words, '') for words in columns.values())]
     how = (
@@ -587,13 +517,13 @@ def _closeness(name: str, out: Mapping[str, Any]) -> str:
         'best as near as another retraining; “recovered” is 0 for the original and 1 '
         'for that.</p>'
     )
-    body = how + _grid(head, rows, name.capitalize())
-    layers = _grid(head, inner_rows) if inner_rows else ''
+    body = how + page.grid(head, rows, name.capitalize())
+    layers = page.grid(head, inner_rows) if inner_rows else ''
     cka = out.get('branch_cka')
     if isinstance(cka, Mapping) and cka:
         inner = list(dict.fromkeys(key for row in cka.values() for key in row))
         values = [[row.get(key) for key in inner] for row in cka.values()]
-        texts = [[_short(v) for v in row] for row in values]
+        texts = [[page.short(v) for v in row] for row in values]
         plot = heat_map(
             list(cka),
             inner,
@@ -606,7 +536,7 @@ def _closeness(name: str, out: Mapping[str, Any]) -> str:
             'Lines are branches of this model, columns those of the retrained one; 1 '
             'on the diagonal means that a branch represents users as retraining does.'
         )
-        body += _figure(plot, caption, layers)
+        body += page.figure(plot, caption, layers)
     else:
         body += layers
     absent = out.get('missing')
@@ -620,10 +550,10 @@ def _flat_table(models: Mapping[str, Any]) -> str:
     flat = {name: dict(_flatten(out)) for name, out in models.items()}
     keys = dict.fromkeys(key for out in flat.values() for key in out)
     rows = [
-        ([escape(key), *(_cell(out.get(key)) for out in flat.values())], False)
+        ([escape(key), *(page.cell(out.get(key)) for out in flat.values())], False)
         for key in keys
     ]
-    return _grid([('Measure', ''), *((name, '') for name in flat)], rows)
+    return page.grid([('Measure', ''), *((name, '') for name in flat)], rows)
 
 
 def _flatten(value: Mapping[str, Any], prefix: str = '') -> list[tuple[str, Any]]:
@@ -641,14 +571,14 @@ def _settings(content: Mapping[str, Any]) -> str:
     method = content['method']
     memory = method['peak_memory']
     facts = [
-        ('Method', method['name'] or _NOTHING),
+        ('Method', method['name'] or page.NOTHING),
         ('Model', method['model']),
         ('Promise', 'exact' if method['exact'] else 'approximate'),
         ('Epochs', str(method['num_epochs'])),
-        ('Seconds', _cell(method['seconds'], form='{:.1f}')),
-        ('Peak memory', f'{memory / 1e6:,.0f} MB' if memory else _NOTHING),
-        ('Seed', str(method['settings'].get('seed', _NOTHING))),
-        ('Hash of the request', str(content['request'].get('hash', _NOTHING))),
+        ('Seconds', page.cell(method['seconds'], form='{:.1f}')),
+        ('Peak memory', f'{memory / 1e6:,.0f} MB' if memory else page.NOTHING),
+        ('Seed', str(method['settings'].get('seed', page.NOTHING))),
+        ('Hash of the request', str(content['request'].get('hash', page.NOTHING))),
     ]
     groups = {
         'Settings of the method': method['settings'],
@@ -666,158 +596,34 @@ def _settings(content: Mapping[str, Any]) -> str:
         f'{name} {value}' for name, value in content['verdict']['tolerance'].items()
     )
     facts.append(('Tolerances', tolerance))
-    body = _facts(facts)
+    body = page.facts(facts)
     for name, group in groups.items():
-        rows = [(key, _plain(value)) for key, value in _flatten(group)]
+        rows = [(key, page.plain(value)) for key, value in _flatten(group)]
         rows += [
-            (key, ', '.join(_plain(v) for v in value))
+            (key, ', '.join(page.plain(v) for v in value))
             for key, value in group.items()
             if isinstance(value, (list, tuple))
         ]
-        inner = _facts(rows)
+        inner = page.facts(rows)
         if not rows:
-            inner = f'<p class="missing">{escape(absent.get(name, _NOTHING))}</p>'
+            inner = f'<p class="missing">{escape(absent.get(name, page.NOTHING))}</p>'
         # What identifies a run is open, so that it is printed.
         is_open = ' open' if name in ('Settings of the method', 'Versions') else ''
         body += f'<details{is_open}><summary>{name}</summary>{inner}</details>'
-    return _part('Settings, versions, seeds', {}, body)
+    return page.part('Settings, versions, seeds', {}, body)
 
 
 def _failures(failures: Sequence[Mapping[str, str]]) -> str:
     if not failures:
-        return _part('Failed measurements', {}, '<p>None.</p>')
+        return page.part('Failed measurements', {}, '<p>None.</p>')
     items = ''.join(
-        f'<li>{escape(f["where"])}: {_failed(f["reason"])}</li>' for f in failures
+        f'<li>{escape(f["where"])}: {page.failed(f["reason"])}</li>' for f in failures
     )
-    return _part('Failed measurements', {}, f'<ul>{items}</ul>')
+    return page.part('Failed measurements', {}, f'<ul>{items}</ul>')
 
 
 def _words() -> str:
     limits = ''.join(f'<li>{escape(text)}</li>' for text in _LIMITS)
     words = ''.join(f'<dt>{k}</dt><dd>{v}</dd>' for k, v in _WORDS.items())
-    return _part('What this report does not show', {}, f'<ul>{limits}</ul>') + _part(
-        'Words used here', {}, f'<dl>{words}</dl>'
-    )
-
-
-def _part(title: str, section: Mapping[str, Any], body: str) -> str:
-    failed = f'<p>{_failed(section["error"])}</p>' if 'error' in section else ''
-    return (
-        f'<section><h2>{escape(title)}</h2>{failed}{_missing(section)}{body}</section>'
-    )
-
-
-def _missing(section: Mapping[str, Any]) -> str:
-    text = section.get('missing')
-    return f'<p class="missing">{escape(text)}</p>' if text else ''
-
-
-def _failed(reason: str) -> str:
-    return f'<span class="failed">Failed: {escape(reason)}</span>'
-
-
-def _figure(plot: str, how: str, table: str, wide: bool = False) -> str:
-    style = ' class="wide"' if wide else ''
-    numbers = ''
-    if table:
-        numbers = f'<details><summary>The numbers</summary>{table}</details>'
-    caption = f'<figcaption><b>How to read it.</b> {escape(how)}</figcaption>'
-    return f'<figure{style}>{plot}{caption}</figure>{numbers}'
-
-
-def _grid(
-    head: Sequence[tuple[str, str]],
-    rows: Sequence[tuple[Sequence[str], bool]],
-    caption: str = '',
-) -> str:
-    r"""Returns a table; the cells of :obj:`rows` are HTML, its heads are not."""
-    titles = ''.join(
-        f'<th scope="col">{escape(name)}'
-        + (f'<small>{escape(unit)}</small>' if unit else '')
-        + '</th>'
-        for name, unit in head
-    )
-    lines = []
-    for cells, chosen in rows:
-        first = f'<th scope="row">{cells[0]}</th>'
-        rest = ''.join(f'<td>{cell}</td>' for cell in cells[1:])
-        kind = ' class="chosen"' if chosen else ''
-        lines.append(f'<tr{kind}>{first}{rest}</tr>')
-    caption = f'<caption>{escape(caption)}</caption>' if caption else ''
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="Table">'
-        f'<table>{caption}<thead><tr>{titles}</tr></thead>'
-        f'<tbody>{"".join(lines)}</tbody></table></div>'
-    )
-
-
-def _series_table(
-    name: str, places: Sequence[Any], series: Mapping[str, Sequence[Any]]
-) -> str:
-    rows = [
-        ([str(place), *(_cell(line[i]) for line in series.values())], False)
-        for i, place in enumerate(places)
-    ]
-    return _grid([(name, ''), *((key, '') for key in series)], rows)
-
-
-def _facts(facts: Sequence[tuple[str, str]]) -> str:
-    rows = ''.join(
-        f'<tr><th scope="row">{escape(name)}</th>'
-        f'<td class="text"><code>{escape(value)}</code></td></tr>'
-        for name, value in facts
-    )
-    return f'<div class="scroll"><table><tbody>{rows}</tbody></table></div>'
-
-
-def _value(out: Mapping[str, Any], key: str) -> Any:
-    value = out.get(key)
-    return value.get('value') if isinstance(value, Mapping) else value
-
-
-def _interval(out: Mapping[str, Any], key: str) -> str:
-    value, known = out.get(key), out.get('intervals')
-    span = value.get('interval') if isinstance(value, Mapping) else None
-    if span is None and isinstance(known, Mapping):
-        span = known.get(key)
-    if not isinstance(span, (list, tuple)) or len(span) != 2 or None in span:
-        return ''
-    return f'<br><small>{_cell(span[0])} to {_cell(span[1])}</small>'
-
-
-def _cell(value: Any, error: str | None = None, form: str = '{:.4f}') -> str:
-    r"""Returns a value as HTML: four decimals, or why there is none."""
-    if error:
-        return f'<span class="failed" title="{escape(error)}">failed</span>'
-    if value is None or value != value:
-        return f'<span class="soft">{_NOTHING}</span>'
-    if isinstance(value, float):
-        return form.format(value)
-    return escape(str(value))
-
-
-def _short(value: float | None, percent: bool = False) -> str:
-    if value is None:
-        return '–'
-    if percent:
-        return f'{value:.0%}'
-    if value == 0:
-        return '0'
-    return f'{value:.2f}' if abs(value) >= 0.01 else f'{value:.0e}'.replace('e-0', 'e-')
-
-
-def _percent(value: float | None) -> str:
-    return _NOTHING if value is None else f'{100 * value:.1f} %'
-
-
-def _time(text: str) -> str:
-    r"""Returns an ISO time in UTC as people write it, to the minute."""
-    return f'{text[:10]}, {text[11:16]} UTC'
-
-
-def _plain(value: Any) -> str:
-    return _NOTHING if value is None else str(value)
-
-
-def _and(names: Sequence[str]) -> str:
-    return ' and '.join([', '.join(names[:-1]), names[-1]] if names[1:] else names)
+    bounds = page.part('What this report does not show', {}, f'<ul>{limits}</ul>')
+    return bounds + page.part('Words used here', {}, f'<dl>{words}</dl>')
