@@ -140,7 +140,7 @@ class TRU(ReverseRepair):
     *never seen*
     user                  user    3      0.01    5       6       5       0.3     0.1
     item                  others  3      0.01    8       6       5       0.3     0.3
-    other                 both    0.6    0.01    5       6       5       1       0.1
+    other                 both    0.6    0.01    5       6       2       1       0.1
     *without item table*
     item                  both    0.1    1       10      9       2       0.3     0.1
     other                 both    1      0.1     10      9       2       0.3     0.3
