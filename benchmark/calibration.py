@@ -3,11 +3,13 @@ test pair and without a retrained model.
 
     python benchmark/calibration.py --backbone MGCN --regime interaction --out runs
     python benchmark/calibration.py --backbone MIGGT --regime item --out runs --seeds 1
+    python benchmark/calibration.py --test --methods tru --seeds 1 2 3 --out runs
 
 Half of the validation pairs are the reference that TRU aims at, the other half take the
 place of the test pairs that the attacker compares with. Requests are drawn with seeds
 of their own; the original model is the one of `methods.py`. Every finished variant is a
-file in the folder, so the command can be stopped and repeated.
+file in the folder, so the command can be stopped and repeated. With `--test`, which is
+for reporting and not for choosing, test pairs are what they are elsewhere.
 """
 
 import json
@@ -58,6 +60,7 @@ VARIANTS = {
 
 parser = request_parser()
 parser.add_argument('--seeds', type=int, nargs='*', default=[1], help='of the requests')
+parser.add_argument('--test', action='store_true', help='attack with test pairs')
 args = parser.parse_args()
 check_methods(parser, args, VARIANTS)
 data, _, fit_args, _, _ = load_request(args)
@@ -73,12 +76,13 @@ rows = []
 for seed in args.seeds:
     args.seed = seed
     _, marked, _, cells, title = load_request(args)
-    marked.val_edge_label_index = validation[:, halves[0]]
-    marked.test_edge_label_index = validation[:, halves[1]]
+    if not args.test:
+        marked.val_edge_label_index = validation[:, halves[0]]
+        marked.test_edge_label_index = validation[:, halves[1]]
     for name, (method, kwargs, patched) in VARIANTS.items():
         if args.methods and name not in args.methods:
             continue
-        path = cells / f'calibration_{name}.json'
+        path = cells / f'{"test" if args.test else "calibration"}_{name}.json'
         if not path.exists():
             if method is TRU:
                 kwargs = {'batch_size': fit_args.get('batch_size', 2048)} | kwargs
@@ -123,4 +127,5 @@ columns = [
     'seconds',
 ]
 config = {key: value for key, value in vars(args).items() if key != 'out'}
-finish(f'{title}, on validation pairs', rows, columns, config, args.json)
+pairs = 'test' if args.test else 'validation'
+finish(f'{title}, on {pairs} pairs', rows, columns, config, args.json)
