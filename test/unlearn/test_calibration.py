@@ -147,13 +147,16 @@ def test_brings_pairs_to_never_seen(request_, data, trained):
     assert chosen['miss'] == pytest.approx(after['miss'], abs=1e-3)
 
 
-def test_user_level_moves_deleted_users_only(data, trained):
+def test_user_level_moves_items_and_leaves_fresh_users_as_drawn(data, trained):
     marked = ForgetUsers([3, 17])(data)
-    unlearner = TRU('never_seen', shared_rate=0.0, repair_batches=0, num_epochs=2)
-    model = unlearner(trained, marked).model
-    changed = (model.user_embedding.weight != trained.user_embedding.weight).any(dim=1)
-    assert changed.nonzero().view(-1).tolist() == [3, 17]
-    assert torch.equal(model.item_embedding.weight, trained.item_embedding.weight)
+    kwargs = {'shared_rate': 0.0, 'repair_batches': 0, 'num_epochs': 2, 'seed': 0}
+    result = TRU('never_seen', **kwargs)(trained, marked)
+    assert result.history[0]['reversed']
+    model, fresh = result.model, RowReset(seed=0)(trained, marked).model
+    assert torch.equal(model.user_embedding.weight, fresh.user_embedding.weight)
+    changed = (model.item_embedding.weight != trained.item_embedding.weight).any(dim=1)
+    items = schema.forgotten_edge_index(marked)[1].unique()
+    assert torch.equal(changed.nonzero().view(-1), items)
     assert all(torch.isfinite(x).all() for x in embed(model, model.build_graph(data)))
 
 
@@ -202,6 +205,7 @@ def test_step_sizes_follow_the_fresh_rows(data, trained):
     r"""Adam's first step is the step size, whatever the trained rows were like."""
     marked = ForgetUsers([3, 17])(data)
     kwargs = {'num_epochs': 1, 'num_passes': 1, 'repair_batches': 0, 'reach': 0.1}
+    kwargs['rows'] = 'user'
     large = copy.deepcopy(trained)
     with torch.no_grad():
         large.user_embedding.weight[[3, 17]] *= 1000

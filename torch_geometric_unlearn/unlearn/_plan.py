@@ -29,12 +29,12 @@ _LOWEST = {
     'mixed': Plan('both', 1 / 3),
 }
 _NEVER_SEEN = {
-    'user': Plan('user', 3.0, 0.01, 5, 6, 5, 1.0, 0.3),
+    'user': Plan('item', 0.2, 0.01, 5, 6, 5, 1.0, 1.0),
     'item': Plan('others', 3.0, 0.01, 8, 6, 5, 1.0, 0.3, 0.3),
     'other': Plan('both', 0.6, 0.01, 5, 6, 2, 1.0, 1.0),
 }
 _NEVER_SEEN_WITHOUT_ITEM_TABLE = {
-    'user': _NEVER_SEEN['user'],
+    'user': Plan('user', 3.0, 0.01, 5, 6, 5, 1.0, 0.3),
     'item': Plan('both', 0.1, 1.0, 10, 9, 2, 1.0, 0.3),
     'other': Plan('both', 1.0, 0.1, 10, 9, 2, 1.0, 0.3, 0.3),
 }

@@ -138,10 +138,11 @@ class TRU(ReverseRepair):
     interaction           user    1/3    0.01    5       3       10
     mixed                 both    1/3    0.01    5       3       10
     *never seen*
-    user                  user    3      0.01    5       6       5       0.3     0.1
+    user                  item    0.2    0.01    5       6       5       1       0.1
     item                  others  3      0.01    8       6       5       0.3     0.3
     other                 both    0.6    0.01    5       6       2       1       0.1
     *without item table*
+    user                  user    3      0.01    5       6       5       0.3     0.1
     item                  both    0.1    1       10      9       2       0.3     0.1
     other                 both    1      0.1     10      9       2       0.3     0.3
     ====================  ======  =====  ======  ======  ======  ======  ======  =====
