@@ -73,6 +73,8 @@ order = torch.randperm(validation.size(1), generator=generator(0))
 halves = [half.sort()[0] for half in order.tensor_split(2)]
 
 rows = []
+model_seed = args.seed
+kind = f'{"test" if args.test else "calibration"}_{model_seed}'
 for seed in args.seeds:
     args.seed = seed
     _, marked, _, cells, title = load_request(args)
@@ -82,7 +84,7 @@ for seed in args.seeds:
     for name, (method, kwargs, patched) in VARIANTS.items():
         if args.methods and name not in args.methods:
             continue
-        path = cells / f'{"test" if args.test else "calibration"}_{name}.json'
+        path = cells / f'{kind}_{name}.json'
         if not path.exists():
             if method is TRU:
                 kwargs = {'batch_size': fit_args.get('batch_size', 2048)} | kwargs
@@ -126,6 +128,7 @@ columns = [
     'auc_high',
     'seconds',
 ]
+args.seed = model_seed
 config = {key: value for key, value in vars(args).items() if key != 'out'}
 pairs = 'test' if args.test else 'validation'
 finish(f'{title}, on {pairs} pairs', rows, columns, config, args.json)

@@ -52,7 +52,7 @@ class TRU(ReverseRepair):
 
     The paper fixes what the interventions do and their order. Ours, because it prints
     no equations: all formulas, deletion in the data layer first, Adam with separate
-    states, *row isolation* (in embedding tables only the rows of the request move), a
+    states, *row isolation* (in embedding tables only :obj:`rows` move), a
     smaller rate for what all users share, every default, stopping and selection. The
     paper's reverse step is :obj:`target='lowest'`; with it, and :obj:`gate`,
     :obj:`scaling` and :obj:`isolation` off, this is
@@ -66,7 +66,8 @@ class TRU(ReverseRepair):
             instead of reverse BPR and gate, which also stops them from becoming
             conspicuously low. With it, rows of deleted users and items are drawn anew
             first; if that meets the target, a repair step ends the run. Else all epochs
-            are run, with the repair before the reverse step, which has the last word
+            are run, with the repair before the reverse step, which has the last word;
+            deleted items, and deleted users where items have rows, stay as drawn
             [ours]. (default: :obj:`'never_seen'`)
         gate (bool, optional): Whether the ranking fusion gate acts.
             (default: :obj:`True`)
