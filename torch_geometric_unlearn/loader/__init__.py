@@ -1,5 +1,6 @@
-r"""Batches of (user, positive, negative) triples."""
+r"""Batches of training triplets."""
 
+from .row_loader import RowLoader
 from .triplet_loader import TripletLoader
 
-__all__ = ['TripletLoader']
+__all__ = ['RowLoader', 'TripletLoader']

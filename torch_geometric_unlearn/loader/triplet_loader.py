@@ -90,10 +90,10 @@ class TripletLoader:
         """
         self._check_users(user)
         out = self._draw(user.numel())
-        pending = self._is_known(user, out).nonzero().view(-1)
+        pending = self.is_known(user, out).nonzero().view(-1)
         while pending.numel() > 0:
             out[pending] = self._draw(pending.numel())
-            pending = pending[self._is_known(user[pending], out[pending])]
+            pending = pending[self.is_known(user[pending], out[pending])]
         return out
 
     def _draw(self, num: int) -> Tensor:
@@ -101,7 +101,8 @@ class TripletLoader:
         index = torch.randint(pool.numel(), (num,), generator=self.generator)
         return pool[index]
 
-    def _is_known(self, user: Tensor, item: Tensor) -> Tensor:
+    def is_known(self, user: Tensor, item: Tensor) -> Tensor:
+        r"""Tells which pairs are never drawn as negatives, bool :obj:`[B]`."""
         if self._codes.numel() == 0:
             return torch.zeros_like(user, dtype=torch.bool)
         code = user * self.num_items + item

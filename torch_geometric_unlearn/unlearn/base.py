@@ -28,7 +28,8 @@ class UnlearnResult:
         model (torch.nn.Module): The unlearned model.
         data (HeteroData): The data with the forgotten edges really gone.
         history (list): One row per epoch of the method, JSON-serialisable.
-        seconds (float): Wall time from the request to the finished model.
+        seconds (float): Wall time of all that the caller waits for, from the request
+            to this result.
         peak_memory (int): Peak memory in bytes, see
             :class:`~torch_geometric_unlearn.utils.resources.ResourceMeter`.
         touched (dict): Share of the entries that changed, in :math:`[0, 1]`, by
@@ -106,6 +107,9 @@ class Unlearner(ABC):
 
     #: Whether the method promises the model that retraining without the data gives.
     exact: bool = False
+    #: Whether the method has something to do for users and items that a request names
+    #: although they have no training pair (any more). For others this is a no-op.
+    serves_nodes: bool = False
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
@@ -141,22 +145,25 @@ class Unlearner(ABC):
             data (HeteroData): The data with a request.
 
         Raises:
-            ValueError: If the method does not support the model or the request.
+            ValueError: If the method does not support the model or the request, or a
+                parameter of the model is not finite.
         """
-        schema.validate(data)
-        ok, reason = self.supports(model, data)
-        if not ok:
-            raise ValueError(f'{self} cannot serve this request: {reason}')
-        device = next(model.parameters()).device
-        meter = ResourceMeter(device)
+        meter = ResourceMeter(next(model.parameters()).device)
         with torch.enable_grad(), isolated_seed(self.seed), meter:
+            schema.validate(data)
+            _check_finite(model)
+            ok, reason = self.supports(model, data)
+            if not ok:
+                raise ValueError(f'{self} cannot serve this request: {reason}')
             out = copy.deepcopy(model)
             retained = DropForgotten()(data)
             history: list[dict[str, Any]] = []
-            if schema.forget_mask(data).any():
+            if schema.forget_mask(data).any() or (
+                self.serves_nodes and _names_nodes(data)
+            ):
                 out, history = self._unlearn(out, data, retained)
                 out.train(model.training)
-        touched, shift = _compare(model, out)
+            touched, shift = _compare(model, out)
         return UnlearnResult(
             model=out,
             data=retained,
@@ -193,6 +200,19 @@ class Unlearner(ABC):
     def __repr__(self) -> str:
         args = [f'{name}={value!r}' for name, value in self._settings().items()]
         return f'{self.__class__.__name__}({", ".join(args)})'
+
+
+def _names_nodes(data: HeteroData) -> bool:
+    return 'forget_users' in data or 'forget_items' in data
+
+
+def _check_finite(model: torch.nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter.detach().sum()):  # The sum has all of them.
+            raise ValueError(
+                f"The parameter '{name}' of the model holds NaN or infinity, from "
+                f'which nothing can be unlearned. Go back to an intact checkpoint.'
+            )
 
 
 @torch.no_grad()

@@ -40,6 +40,8 @@ class RowReset(Unlearner):
         super().__init__(seed)
         self.init = init
 
+    serves_nodes = True
+
     def supports(self, model: torch.nn.Module, data: HeteroData) -> tuple[bool, str]:
         reason = lacks_id_table(model)
         return (False, reason) if reason else super().supports(model, data)
@@ -60,7 +62,6 @@ def lacks_id_table(model: torch.nn.Module) -> str:
     return ''
 
 
-@torch.no_grad()
 def reset_rows(
     model: torch.nn.Module,
     data: HeteroData,
@@ -69,16 +70,32 @@ def reset_rows(
     r"""Draws the ID rows of the users and items that :obj:`data` deletes anew, in
     place, from torch's global generator.
     """
-    offset = {schema.USER: 0, schema.ITEM: schema.num_users(data)}
-    for table in model.tables():  # type: ignore[operator]
+    none = data[schema.EDGE_TYPE].edge_index.new_empty(0)
+    users, items = (
+        data[key] if key in data else none for key in ('forget_users', 'forget_items')
+    )
+    draw_rows(model, users, items, schema.num_users(data), init)
+
+
+@torch.no_grad()
+def draw_rows(
+    model: Any,
+    users: Tensor,
+    items: Tensor,
+    num_users: int,
+    init: Callable[[Tensor], Any] | None = None,
+) -> None:
+    r"""Draws the ID rows of some users int64 :obj:`[n]` and items int64 :obj:`[m]`
+    anew, in place, from torch's global generator.
+    """
+    for table in model.tables():
         if table.is_raw:
             continue
+        rows = {schema.USER: users, schema.ITEM: items}.get(table.rows)
+        if rows is None:  # Nodes: users first, then items.
+            rows = torch.cat([users, items + num_users])
         fresh = torch.empty_like(table.parameter)
         (init or table.init)(fresh)
-        for node_type in (schema.USER, schema.ITEM):
-            key = f'forget_{node_type}s'
-            if key not in data or table.rows not in (node_type, 'node'):
-                continue
-            rows = data[key].to(fresh.device)
-            rows = rows + offset[node_type] if table.rows == 'node' else rows
-            table.parameter[rows] = fresh[rows]
+        rows = rows.to(fresh.device)
+        table.parameter[rows] = fresh[rows]
+

@@ -1,12 +1,14 @@
 r"""Recommender models."""
 
 from .adapter import InteractionGraph, RecommenderAdapter
-from .base import Recommender, Table, Triplets
+from .base import Recommender, RowBranch, Table, Triplets
 from .deletion_operators import DeletionOperators
 from .embedding_table import EmbeddingTable
+from .light_gcn import LightGCN, LightGCNGraph
 from .mgcn import MGCN, MGCNGraph
 from .mig_gt import MIGGT, MIGGTGraph
 from .shard_ensemble import ShardEnsemble
+from .trainable_rows import LinearRows, TableRows
 
 __all__ = [
     'MGCN',
@@ -14,11 +16,16 @@ __all__ = [
     'DeletionOperators',
     'EmbeddingTable',
     'InteractionGraph',
+    'LightGCN',
+    'LightGCNGraph',
+    'LinearRows',
     'MGCNGraph',
     'MIGGTGraph',
     'Recommender',
     'RecommenderAdapter',
+    'RowBranch',
     'ShardEnsemble',
     'Table',
+    'TableRows',
     'Triplets',
 ]

@@ -34,6 +34,13 @@ class Triplets(NamedTuple):
         neg_item = item_emb.index_select(0, self.neg_item)
         return (user * pos_item).sum(dim=-1), (user * neg_item).sum(dim=-1)
 
+    def nodes(self, num_users: int) -> Tensor:
+        r"""Returns users, positives and negatives as nodes of the graph over users,
+        then items, int64 :obj:`[3 * B]`.
+        """
+        items = torch.cat([self.pos_item, self.neg_item]) + num_users
+        return torch.cat([self.user, items])
+
     def to(self, device: torch.device | str) -> Triplets:
         r"""Returns the batch on another device."""
         return Triplets(*(x.to(device, non_blocking=True) for x in self))
@@ -49,12 +56,37 @@ class Table(NamedTuple):
         is_raw (bool): Whether it is a trainable copy of raw item features.
         init (callable): Fills a fresh table of the same shape in place, as the model
             itself did at first.
+        modality (str): Where :obj:`is_raw` is set, the modality whose features
+            :obj:`data['item'].x_<modality>` it is a copy of, if the model tells.
     """
 
     parameter: Tensor
     rows: str
     is_raw: bool = False
     init: Callable[[Tensor], Any] = torch.nn.init.xavier_uniform_
+    modality: str = ''
+
+
+class RowBranch(NamedTuple):
+    r"""A branch as a linear map of the node embeddings, all else being frozen:
+    :obj:`propagate(gate * x[source])`.
+
+    Attributes:
+        propagate (callable): Linear map from :math:`(N_{source}, K)` to :math:`(N, K)`
+            that treats every column alike, for any :math:`K`; over nodes, users come
+            first, then items.
+        gate (torch.Tensor, optional): Factors :math:`(N_{source}, H)`.
+        source (slice): The nodes that are read.
+    """
+
+    propagate: Callable[[Tensor], Tensor]
+    gate: Tensor | None = None
+    source: slice = slice(None)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        r"""Returns the branch :math:`(N, H)` of node embeddings :math:`(N, H)`."""
+        x = x[self.source]
+        return self.propagate(x if self.gate is None else self.gate * x)
 
 
 class Recommender(torch.nn.Module, ABC):
@@ -73,7 +105,12 @@ class Recommender(torch.nn.Module, ABC):
     - :obj:`fuse(graph, branch_embeddings)` returns user and item embeddings from them,
       so that both in a row are :meth:`forward`,
     - :obj:`content_embeddings(graph)` returns item representations
-      :math:`(N_{item}, H)` by modality, before any graph of interactions.
+      :math:`(N_{item}, H)` by modality, before any graph of interactions,
+    - :obj:`node_embedding()`, :obj:`row_branches(graph)` and
+      :obj:`node_loss(branches)` tell that the branches are linear in the ID rows, as
+      :class:`RowBranch` by branch, and give the training loss from the branches at the
+      nodes of a batch, so that some rows can be trained at a cost that follows their
+      number rather than the size of the graph.
     """
 
     #: Whether :meth:`loss` is the :obj:`'mean'` or the :obj:`'sum'` over a batch, which

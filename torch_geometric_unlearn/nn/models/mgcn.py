@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,10 @@ from torch_geometric_unlearn.ops import (
     target_degree_operator,
 )
 from torch_geometric_unlearn.utils.check import check_float, check_int
-from torch_geometric_unlearn.utils.knn import cosine_knn_graph
+from torch_geometric_unlearn.utils.knn import feature_knn_graph
 
 from ._checks import check_modalities, check_sizes
-from .base import Recommender, Table, Triplets
+from .base import Recommender, RowBranch, Table, Triplets
 
 
 @dataclass
@@ -186,7 +186,7 @@ class MGCN(Recommender):
                 knn = self._stored_graph(data, name)
             else:
                 x = data[schema.ITEM][f'x_{name}']
-                knn = cosine_knn_graph(x, self.num_neighbors)
+                knn = feature_knn_graph(x, self.num_neighbors)
             similar[name] = target_degree_operator(*knn, self.num_items)
         graph = MGCNGraph(edge_index, both, item_to_user, similar)
         return graph.to(self.user_embedding.weight.device)
@@ -195,12 +195,33 @@ class MGCN(Recommender):
         r"""Returns the behaviour representations as :obj:`'id'` and the view of every
         modality, each :math:`(N_{user} + N_{item}, H)`, users first.
         """
-        x = torch.cat([self.user_embedding.weight, self.item_embedding.weight])
-        out = {'id': self.user_item_conv(x, graph.user_item)}
+        x = self.node_embedding()
+        return {name: branch(x) for name, branch in self.row_branches(graph).items()}
+
+    def node_embedding(self) -> Tensor:
+        r"""Returns the ID embeddings of users, then items,
+        :math:`(N_{user} + N_{item}, H)`.
+        """
+        return torch.cat([self.user_embedding.weight, self.item_embedding.weight])
+
+    def row_branches(self, graph: MGCNGraph) -> dict[str, RowBranch]:
+        r"""Returns every branch as a linear map of the ID embeddings: the propagation
+        over the user-item graph, and per modality the gate followed by both
+        convolutions.
+        """
+
+        def content(similar: SparseOperator) -> Callable[[Tensor], Tensor]:
+            def propagate(x: Tensor) -> Tensor:
+                x = self.conv(x, similar)
+                return torch.cat([self.conv(x, graph.item_to_user), x])
+
+            return propagate
+
+        out = {'id': RowBranch(lambda x: self.user_item_conv(x, graph.user_item))}
         for name, x in self.content_embeddings(graph).items():
-            x = self.item_embedding.weight * self.purifier[name](x).sigmoid()
-            x = self.conv(x, graph.similar[name])
-            out[name] = torch.cat([self.conv(x, graph.item_to_user), x])
+            gate = self.purifier[name](x).sigmoid()
+            items = slice(self.num_users, None)
+            out[name] = RowBranch(content(graph.similar[name]), gate, items)
         return out
 
     def content_embeddings(self, graph: MGCNGraph) -> dict[str, Tensor]:
@@ -229,16 +250,20 @@ class MGCN(Recommender):
         r"""Returns BPR, plus the L2 regulariser on the batch's final representations,
         plus the contrastive loss between both views of its users and positives.
         """
-        pos, neg = batch.pos_item + self.num_users, batch.neg_item + self.num_users
-        size = batch.user.numel()
-        # The fuser acts on every node by itself, so only the batch passes through it.
-        nodes = torch.cat([batch.user, pos, neg])
-        branches = {
+        nodes = batch.nodes(self.num_users)
+        return self.node_loss({
             name: x.index_select(0, nodes)
             for name, x in self.branch_embeddings(graph).items()
-        }
+        })
+
+    def node_loss(self, branches: Mapping[str, Tensor]) -> Tensor:
+        r"""Returns the loss of a batch from the branches at its
+        :meth:`~torch_geometric_unlearn.nn.models.Triplets.nodes`,
+        :math:`(3 B, H)` each: the fuser acts on every node by itself.
+        """
         behaviour, fused = branches['id'], self._fuse(branches)
         out = behaviour + fused
+        size = out.size(0) // 3
         user_emb, pos_emb, neg_emb = out.split(size)
         bpr = bpr_loss((user_emb * pos_emb).sum(-1), (user_emb * neg_emb).sum(-1))
         norm = out.pow(2).sum()
@@ -269,7 +294,10 @@ class MGCN(Recommender):
         return [
             Table(self.user_embedding.weight, schema.USER),
             Table(self.item_embedding.weight, schema.ITEM),
-            *(Table(p, schema.ITEM, True) for p in self.features.parameters()),
+            *(
+                Table(x.weight, schema.ITEM, is_raw=True, modality=name)
+                for name, x in self.features.items()
+            ),
         ]
 
     def _channels(self, name: str) -> int:

@@ -1,0 +1,161 @@
+r"""A model as a function of some rows of its ID tables, all else being frozen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_geometric_unlearn.data import schema
+
+from .base import Triplets
+
+
+class LinearRows:
+    r"""Some ID rows of a model that tells its :obj:`row_branches`.
+
+    As the branches are linear in the rows :math:`\mathbf{X}_R`, they are
+
+    .. math::
+        \mathbf{B} + \mathbf{P} (\mathbf{G}_R \odot \mathbf{X}_R)
+
+    with the branch without these rows :math:`\mathbf{B}`, the response to one row each
+    :math:`\mathbf{P} \in \mathbb{R}^{N \times |R|}` and the gate. Both are computed
+    once, after which a step only looks at the nodes of its batch. With many rows,
+    propagating them in every step is cheaper; the result is the same up to rounding.
+
+    Args:
+        model (torch.nn.Module): The model.
+        graph (Any): What it propagates over.
+        nodes (torch.Tensor): The rows, over users first, then items, int64
+            :obj:`[R]`.
+        by_response (bool, optional): Whether to use the response; if :obj:`None`, with
+            up to four times as many rows as channels, where it costs less than four
+            forward passes. (default: :obj:`None`)
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self, model: Any, graph: Any, nodes: Tensor, by_response: bool | None = None
+    ) -> None:
+        self.model, self.nodes = model, nodes
+        model.eval()
+        x = model.node_embedding().detach()
+        self.num_users = model.num_users
+        self.branches = model.row_branches(graph)
+        self.values = [x[nodes].requires_grad_()]
+        few = nodes.numel() <= 4 * x.size(1)
+        self.by_response = few if by_response is None else by_response
+        if not self.by_response:
+            self.x = x
+            return
+        x[nodes] = 0
+        one_hot = x.new_zeros(x.size(0), nodes.numel())
+        one_hot[nodes, torch.arange(nodes.numel(), device=nodes.device)] = 1
+        self.base = {name: branch(x) for name, branch in self.branches.items()}
+        self.response = {
+            name: branch.propagate(one_hot[branch.source])
+            for name, branch in self.branches.items()
+        }
+
+    def gradients(self, batch: Triplets) -> tuple[Tensor, list[Tensor]]:
+        r"""Returns the loss of a batch and its gradients, one per entry of
+        :obj:`values`.
+        """
+        loss = self.model.node_loss(self.at(batch.nodes(self.num_users)))
+        return loss.detach(), list(torch.autograd.grad(loss, self.values))
+
+    def at(self, nodes: Tensor) -> dict[str, Tensor]:
+        r"""Returns the branches at some nodes, :math:`(n, H)` each, with gradients."""
+        (values,) = self.values
+        if not self.by_response:
+            x = self.x.index_copy(0, self.nodes, values)
+            return {
+                name: branch(x).index_select(0, nodes)
+                for name, branch in self.branches.items()
+            }
+        out = {}
+        for name, branch in self.branches.items():
+            start = branch.source.start or 0
+            inside = self.nodes >= start
+            x = values * inside.unsqueeze(1)
+            if branch.gate is not None:
+                x = x * branch.gate[(self.nodes - start).clamp(min=0)]
+            out[name] = self.base[name][nodes] + self.response[name][nodes] @ x
+        return out
+
+    @torch.no_grad()
+    def write(self) -> None:
+        r"""Writes the rows into the model."""
+        for table in self.model.tables():
+            if table.is_raw:
+                continue
+            start = self.num_users if table.rows == schema.ITEM else 0
+            end = start + table.parameter.size(0)
+            inside = (self.nodes >= start) & (self.nodes < end)
+            table.parameter[self.nodes[inside] - start] = self.values[0][inside]
+
+
+class TableRows:
+    r"""Some ID rows of any model, and on request what all nodes share, through the
+    model's own loss.
+
+    Args:
+        model (torch.nn.Module): The model.
+        graph (Any): What it propagates over.
+        nodes (torch.Tensor): The rows, over users first, then items, int64
+            :obj:`[R]`.
+        num_users (int): Number of users.
+        shared (bool, optional): Whether parameters that are no table are trained as
+            well, as further :obj:`values`. (default: :obj:`False`)
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        graph: Any,
+        nodes: Tensor,
+        num_users: int,
+        shared: bool = False,
+    ) -> None:
+        self.model, self.graph = model, graph
+        tables = [table for table in model.tables() if not table.is_raw]
+        self.parameters: list[Tensor] = [table.parameter for table in tables]
+        self.rows: list[Tensor | None] = []
+        for table in tables:
+            start = num_users if table.rows == schema.ITEM else 0
+            end = start + table.parameter.size(0)
+            self.rows.append(nodes[(nodes >= start) & (nodes < end)] - start)
+        self.values = [
+            p.detach()[rows].requires_grad_()
+            for p, rows in zip(self.parameters, self.rows)
+        ]
+        if shared:
+            known = {id(table.parameter) for table in model.tables()}
+            rest = [p for p in model.parameters() if id(p) not in known]
+            self.parameters += rest
+            self.rows += [None] * len(rest)
+            self.values += [p.detach().clone().requires_grad_() for p in rest]
+
+    def gradients(self, batch: Triplets) -> tuple[Tensor, list[Tensor]]:
+        r"""Returns the loss of a batch and its gradients, one per entry of
+        :obj:`values`.
+        """
+        self.write()
+        self.model.train()
+        loss = self.model.loss(self.graph, batch)
+        grads = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        return loss.detach(), [
+            torch.zeros_like(v) if g is None else g if rows is None else g[rows]
+            for g, rows, v in zip(grads, self.rows, self.values)
+        ]
+
+    @torch.no_grad()
+    def write(self) -> None:
+        r"""Writes the rows into the model."""
+        for parameter, rows, value in zip(self.parameters, self.rows, self.values):
+            if rows is None:
+                parameter.copy_(value)
+            else:
+                parameter[rows] = value
