@@ -11,6 +11,7 @@ from .influence_function import InfluenceFunction
 from .mmrecun import MMRecUn
 from .multidelete import MultiDelete
 from .neg_grad import NegGrad
+from .partial_retrain import PartialRetrain
 from .retrain import Retrain
 from .row_reset import RowReset
 from .scalegun import ScaleGUN
@@ -29,6 +30,7 @@ __all__ = [
     'MultiDelete',
     'NegGrad',
     'NeverSeen',
+    'PartialRetrain',
     'Retrain',
     'RowReset',
     'ScaleGUN',
