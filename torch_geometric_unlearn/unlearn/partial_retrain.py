@@ -88,10 +88,10 @@ class PartialRetrain(Unlearner):
             at 0, every row that the deletion has reached over one or two edges.
             (default: :obj:`0.02`)
         num_epochs (int, optional): Passes over the touched triplets.
-            (default: :obj:`4`)
-        min_steps (int, optional): Least number of steps: a small request has few
-            batches, and its fresh rows need as many steps to arrive.
-            (default: :obj:`200`)
+            (default: :obj:`3`)
+        min_steps (int, optional): Least number of steps, and four times as many where
+            all rows are drawn anew: fresh rows need some steps to arrive, however few
+            batches there are. (default: :obj:`200`)
         lr (float, optional): Learning rate of the training. (default: :obj:`1e-3`)
         batch_size (int, optional): Batch size of the training.
             (default: :obj:`2048`)
@@ -131,7 +131,7 @@ class PartialRetrain(Unlearner):
     def __init__(
         self,
         tau: float = 0.02,
-        num_epochs: int = 4,
+        num_epochs: int = 3,
         min_steps: int = 200,
         lr: float = 1e-3,
         batch_size: int = 2048,
@@ -323,8 +323,10 @@ class _Run:
         self.optimizer = torch.optim.Adam(groups, fused=True)
         num_batches = len(self.loader)
         has_rows = sum(value.numel() for value in self.rows.values[:own]) > 0
-        least = unlearner.min_steps if num_batches and has_rows else 0
-        self.num_steps = max(unlearner.num_epochs * num_batches * has_rows, least)
+        least = unlearner.min_steps * (4 if touched.is_all else 1)
+        self.num_steps = max(unlearner.num_epochs * num_batches, least)
+        if num_batches == 0 or not has_rows:
+            self.num_steps = 0
         self.per_epoch = max(1, -(-self.num_steps // unlearner.num_epochs))
         self.curve = _ValidationCurve(retained, touched, unlearner.seed, self.device)
         self.step = 0
