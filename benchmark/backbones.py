@@ -7,11 +7,8 @@ from pathlib import Path
 
 import torch
 from common import load_baby
-from torch_geometric.nn import LightGCN
-
-from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.metrics import evaluate_split
-from torch_geometric_unlearn.nn import MGCN, MIGGT, RecommenderAdapter
+from torch_geometric_unlearn.nn import MGCN, MIGGT, LightGCN
 from torch_geometric_unlearn.train import fit, load_model, save_model
 from torch_geometric_unlearn.transforms import (
     ForgetInteractions,
@@ -29,9 +26,7 @@ def build_miggt(data):
 
 
 def build_lightgcn(data):
-    sizes = schema.num_users(data), schema.num_items(data)
-    module = LightGCN(sum(sizes), 64, num_layers=2)
-    return RecommenderAdapter(module, *sizes, weight_decay=1e-4)
+    return LightGCN.from_data(data)
 
 
 BUILD = {'MGCN': build_mgcn, 'MIGGT': build_miggt, 'LightGCN': build_lightgcn}

@@ -29,9 +29,9 @@ from .base import Unlearner
 from .row_reset import draw_rows, lacks_id_table
 
 #: The learning rate starts at so many times that of the training.
-BOOST = 8.0
+BOOST = 5.0
 #: A batch is this part of one of the training: more steps for the same pairs.
-BATCH_PARTS = 4
+BATCH_PARTS = 2
 #: Above this share of touched pairs, all rows are drawn anew.
 ALL_ROWS = 0.5
 #: Above this share of deleted pairs, the frozen modules have seen too much of them.
@@ -61,8 +61,8 @@ class PartialRetrain(Unlearner):
     rows. Raw feature rows, where a model trains some, are set back to the features.
 
     Then Adam trains these rows on the triplets of a training epoch that touch them
-    (:class:`~torch_geometric_unlearn.loader.RowLoader`), in batches of a quarter of
-    :obj:`batch_size`, with a learning rate that falls from eight times :obj:`lr` to
+    (:class:`~torch_geometric_unlearn.loader.RowLoader`), in batches of half of
+    :obj:`batch_size`, with a learning rate that falls from five times :obj:`lr` to
     :obj:`lr`. Rows without a retained pair stay as drawn, as in a retrained model.
     Other rows, and what all nodes share, are left bit-identical.
 
@@ -88,8 +88,8 @@ class PartialRetrain(Unlearner):
             at 0, every row that the deletion has reached over one or two edges.
             (default: :obj:`0.02`)
         num_epochs (int, optional): Passes over the touched triplets.
-            (default: :obj:`3`)
-        min_steps (int, optional): Least number of steps, and four times as many where
+            (default: :obj:`5`)
+        min_steps (int, optional): Least number of steps, and three times as many where
             all rows are drawn anew: fresh rows need some steps to arrive, however few
             batches there are. (default: :obj:`200`)
         lr (float, optional): Learning rate of the training. (default: :obj:`1e-3`)
@@ -131,7 +131,7 @@ class PartialRetrain(Unlearner):
     def __init__(
         self,
         tau: float = 0.02,
-        num_epochs: int = 3,
+        num_epochs: int = 5,
         min_steps: int = 200,
         lr: float = 1e-3,
         batch_size: int = 2048,
@@ -323,7 +323,7 @@ class _Run:
         self.optimizer = torch.optim.Adam(groups, fused=True)
         num_batches = len(self.loader)
         has_rows = sum(value.numel() for value in self.rows.values[:own]) > 0
-        least = unlearner.min_steps * (4 if touched.is_all else 1)
+        least = unlearner.min_steps * (3 if touched.is_all else 1)
         self.num_steps = max(unlearner.num_epochs * num_batches, least)
         if num_batches == 0 or not has_rows:
             self.num_steps = 0
