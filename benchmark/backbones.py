@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 import torch
-from common import load_baby
+from common import DATASETS, load_dataset
+
 from torch_geometric_unlearn.metrics import evaluate_split
 from torch_geometric_unlearn.nn import MGCN, MIGGT, LightGCN
 from torch_geometric_unlearn.train import fit, load_model, save_model
@@ -40,6 +41,7 @@ REGIMES = {
 def request_parser():
     r"""Options of the benchmarks that compare methods on one request."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument('--dataset', default='Baby', choices=list(DATASETS))
     parser.add_argument('--backbone', default='MGCN', choices=list(BUILD))
     parser.add_argument('--regime', default='user', choices=list(REGIMES))
     parser.add_argument('--ratio', type=float, default=0.05, help='share to forget')
@@ -58,7 +60,7 @@ def load_request(args):
     r"""Data, the marked request, arguments of `fit`, the folder of the finished cells,
     and a title.
     """
-    data, name = load_baby()
+    data, name = load_dataset(args.dataset)
     data = data.to(args.device)
     marked = REGIMES[args.regime](ratio=args.ratio, seed=args.seed)(data)
     fit_args = training_settings(args.backbone)

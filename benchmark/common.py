@@ -18,15 +18,33 @@ from torch_geometric_unlearn.report import format_table, save_json, versions
 PATHS = ('json', 'checkpoint')  # Stay out of the results.
 
 
-def load_baby():
-    r"""Amazon Baby from the folder named by `TGU_REAL_DATA` (reconstructed features),
-    else generated data of its size.
+#: Folder, file, modalities and what to say of the features, by name.
+DATASETS = {
+    'Baby': ('amazon_baby', 'baby', ('image', 'text'), 'reconstructed features'),
+    'Sports': ('amazon_sports', 'sports', ('image', 'text'), 'reconstructed features'),
+    'Clothing': ('amazon_clothing', 'clothing', ('text',), 'category text'),
+    'TikTok': ('tiktok', 'tiktok', ('image', 'audio'), 'original features'),
+    'synthetic': ('', '', (), 'generated'),
+}
+
+
+def load_dataset(name):
+    r"""A data set from the folder named by `TGU_REAL_DATA`, and its title; generated
+    data of Baby's size without that folder, or the small one where it is asked for.
     """
-    folder = os.environ.get('TGU_REAL_DATA')
-    if folder:
-        path = Path(folder) / 'amazon_baby'
-        return read_mmrec(str(path), 'baby', ('image', 'text')), 'Baby'
-    return SyntheticMultimodal('medium')[0], 'synthetic (medium)'
+    root = os.environ.get('TGU_REAL_DATA')
+    folder, file, modalities, note = DATASETS[name]
+    if not folder:
+        return SyntheticMultimodal('small')[0], 'synthetic (small)'
+    if not root:
+        return SyntheticMultimodal('medium')[0], 'synthetic (medium)'
+    data = read_mmrec(str(Path(root) / folder), file, modalities)
+    return data, f'{name} ({note})'
+
+
+def load_baby():
+    r"""Amazon Baby, or generated data of its size."""
+    return load_dataset('Baby')
 
 
 def enlarged(edge_index, num_users, num_items, factor, seed=0):
