@@ -202,12 +202,16 @@ for regime in args.regimes:
                 epochs = reference.get('num_epochs', math.nan)
                 facts['speed_up'] = facts['epoch_seconds'] * epochs / facts['seconds']
             for key in ('balanced_accuracy', 'completion', 'forget_recall@20'):
-                facts[f'excess_{key}'] = facts[key] - reference.get(key, math.nan)
+                values = [facts[key], reference.get(key)]
+                known = None not in values  # NaN is written as null.
+                excess = values[0] - values[1] if known else math.nan
+                facts[f'excess_{key}'] = excess
             change = facts['retain_ndcg@20'] / reference.get('retain_ndcg@20', math.nan)
             facts['relative_retain_ndcg@20'] = change - 1
         keys = [*SHOWN, *(k for k in next(iter(found.values())) if 'excess_' in k)]
         for key in [*keys, 'relative_retain_ndcg@20']:
-            values = [facts[key] for facts in found.values() if key in facts]
+            values = [facts.get(key) for facts in found.values()]
+            values = [value for value in values if value is not None]
             if values:
                 row[SHOWN.get(key, key)] = sum(values) / len(values)
         for key in ('balanced_accuracy', 'auc', 'completion'):

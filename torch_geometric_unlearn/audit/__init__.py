@@ -7,6 +7,12 @@ from .backdoor import (
     backdoor_summary,
     backdoor_table,
 )
+from .completion import (
+    CompletionResult,
+    compare_completion,
+    completion,
+    completion_yardstick,
+)
 from .likelihood_ratio import likelihood_ratio
 from .membership import compare_membership, hold_out_users, membership, self_check
 from .relearn import relearn_time
@@ -14,11 +20,15 @@ from .shadow import shadow
 
 __all__ = [
     'BackdoorResult',
+    'CompletionResult',
     'MembershipResult',
     'backdoor',
     'backdoor_summary',
     'backdoor_table',
+    'compare_completion',
     'compare_membership',
+    'completion',
+    'completion_yardstick',
     'hold_out_users',
     'likelihood_ratio',
     'membership',

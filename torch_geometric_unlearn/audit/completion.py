@@ -23,8 +23,8 @@ from .membership import in_service
 
 #: Shorter histories can't be split into a half that is known and one to guess.
 MIN_HISTORY = 4
-#: With fewer users, a figure would be noise.
-MIN_USERS = 20
+#: With fewer guesses, a figure would be noise.
+MIN_TARGETS = 50
 NUM_STRATA = 10
 _BLOCK_SIZE = 512
 
@@ -36,7 +36,7 @@ class CompletionResult:
     Attributes:
         auc (float): Share of equally popular items outside of the history that score
             below a deleted item, the mean over deleted items; 0.5 for an attacker who
-            guesses, NaN with fewer than 20 users.
+            guesses, NaN with fewer than 50 guesses.
         interval (list): 95% bootstrap interval :obj:`[low, high]` over users.
         standard_error (float): Of :obj:`auc`, from the same resamples.
         num_users (int): Users whose histories were split.
@@ -98,7 +98,7 @@ def completion(
 
     Returns:
         CompletionResult: The AUC with its interval; NaN with a warning with fewer than
-        20 users.
+        50 guesses.
 
     Raises:
         ValueError: If an argument is out of range, or nothing is marked.
@@ -220,15 +220,6 @@ def _attack(
     order = pairs[0].argsort(stable=True)
     pairs, deleted = pairs[:, order], deleted[order]
     users, place, count = pairs[0].unique(return_inverse=True, return_counts=True)
-    if users.numel() < MIN_USERS:
-        warnings.warn(
-            f'The completion attack needs {MIN_USERS} users with a deleted pair and '
-            f'at least {MIN_HISTORY} training pairs (got {users.numel()}), so its AUC '
-            f'is NaN. Pool several requests.',
-            stacklevel=3,
-        )
-        return CompletionResult(num_users=users.numel())
-
     unit = F.normalize(item_emb - item_emb.mean(dim=0), dim=1).cpu()
     popularity = train_items.cpu().bincount(minlength=unit.size(0))
     rank = popularity.argsort(stable=True).argsort()
@@ -251,6 +242,16 @@ def _attack(
         total.index_add_(0, place[target][valid], share[valid])
         number.index_add_(0, place[target][valid], torch.ones_like(share[valid]))
 
+    if int(number.sum()) < MIN_TARGETS:
+        warnings.warn(
+            f'The completion attack needs {MIN_TARGETS} deleted pairs to guess, of '
+            f'users with at least {MIN_HISTORY} training pairs (got '
+            f'{int(number.sum())}), so its AUC is NaN. Pool several requests.',
+            stacklevel=3,
+        )
+        return CompletionResult(
+            num_users=users.numel(), num_targets=int(number.sum())
+        )
     drawn = torch.multinomial(
         torch.ones(users.numel()),
         users.numel() * num_bootstrap,

@@ -28,8 +28,8 @@ from torch_geometric_unlearn.utils.seed import generator
 from .base import Unlearner
 from .row_reset import draw_rows, lacks_id_table
 
-#: The learning rate starts at so many times that of the training.
-BOOST = 5.0
+#: The learning rate falls from the first to the second multiple of the training's.
+BOOST = (5.0, 2.0)
 #: A batch is this part of one of the training: more steps for the same pairs.
 BATCH_PARTS = 2
 #: Above this share of touched pairs, all rows are drawn anew.
@@ -62,7 +62,7 @@ class PartialRetrain(Unlearner):
 
     Then Adam trains these rows on the triplets of a training epoch that touch them
     (:class:`~torch_geometric_unlearn.loader.RowLoader`), in batches of half of
-    :obj:`batch_size`, with a learning rate that falls from five times :obj:`lr` to
+    :obj:`batch_size`, with a learning rate that falls from five times to twice
     :obj:`lr`. Rows without a retained pair stay as drawn, as in a retrained model.
     Other rows, and what all nodes share, are left bit-identical.
 
@@ -400,7 +400,8 @@ class _Run:
 
     def _lr(self) -> float:
         place = self.step / max(1, self.num_steps - 1)
-        return self.unlearner.lr * BOOST ** (1 - place)
+        start, end = BOOST
+        return self.unlearner.lr * start * (end / start) ** place
 
     def _record(self, row: dict[str, Any]) -> None:
         self.history.append(row)
