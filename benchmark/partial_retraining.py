@@ -1,5 +1,5 @@
-r"""Does partial retraining forget like retraining? Models that are trained once, several
-requests, and every audit beside retraining and the controls.
+r"""Does partial retraining forget like retraining? Models that are trained once,
+several requests, and every audit beside retraining and the controls.
 
     python benchmark/partial_retraining.py --out runs/baby                 # Hours.
     python benchmark/partial_retraining.py --out runs/tiktok --dataset TikTok

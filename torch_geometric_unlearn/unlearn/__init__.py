@@ -1,7 +1,6 @@
 r"""Unlearning methods."""
 
 from .base import Unlearner, UnlearnResult
-from .calibration import NeverSeen
 from .certified_head import CertifiedHead
 from .cova import COVA
 from .edge_drop import EdgeDrop
@@ -29,7 +28,6 @@ __all__ = [
     'MMRecUn',
     'MultiDelete',
     'NegGrad',
-    'NeverSeen',
     'PartialRetrain',
     'Retrain',
     'RowReset',

@@ -103,7 +103,7 @@ class GNNDelete(Unlearner):
             name: torch.optim.Adam(operator.parameters(), lr=self.lr, fused=True)
             for name, operator in out.operators.items()
         }
-        measure = ForgetTarget(data, retained, seed=self.seed)
+        measure = ForgetTarget(data, retained)
         selector = Selector(f'retain_val_ndcg@{measure.k}')
         history: list[dict[str, Any]] = []
         for epoch in range(self.num_epochs):
@@ -120,7 +120,11 @@ class GNNDelete(Unlearner):
             row |= measure.measure(out, graph)
             selector.update(out, row, epoch)
             history.append(row)
-        assert selector.state is not None
+        if selector.state is None:
+            raise FloatingPointError(
+                f'{self} found no finite epoch. Lower its learning rate, or go back to '
+                f'an intact model.'
+            )
         out.load_state_dict(selector.state)
         for row in history:
             row['selected'] = row['epoch'] == selector.index

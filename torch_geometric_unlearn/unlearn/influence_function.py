@@ -164,7 +164,7 @@ class InfluenceFunction(Unlearner):
             'num_moved_users': int(users.sum()),
             'num_moved_items': int(items.sum()),
             **log,
-            **ForgetTarget(data, retained, seed=self.seed).measure(model, new_graph),
+            **ForgetTarget(data, retained).measure(model, new_graph),
         }
         return model, [row]
 

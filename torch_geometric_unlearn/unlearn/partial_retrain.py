@@ -270,8 +270,9 @@ def touched_rows(
         exists = [kind in row_types for kind in (schema.USER, schema.ITEM)]
         fresh = [torch.full_like(mask, has) for mask, has in zip(fresh, exists)]
         trained = [mask & (degree > 0) for mask, degree in zip(fresh, degrees)]
-    ids = [mask.nonzero().view(-1) for mask in (*fresh, *trained)]
-    return TouchedRows(*ids, is_all)
+    users, items = (mask.nonzero().view(-1) for mask in fresh)
+    own_users, own_items = (mask.nonzero().view(-1) for mask in trained)
+    return TouchedRows(users, items, own_users, own_items, is_all)
 
 
 @torch.no_grad()
@@ -317,7 +318,7 @@ class _Run:
         )
         own = sum(not table.is_raw for table in model.tables())
         own = len(self.rows.values) if isinstance(self.rows, LinearRows) else own
-        groups = [{'params': self.rows.values[:own]}]
+        groups: list[dict[str, Any]] = [{'params': self.rows.values[:own]}]
         if unlearner.shared_lr > 0:
             groups.append({'params': self.rows.values[own:], 'lr': unlearner.shared_lr})
         self.optimizer = torch.optim.Adam(groups, fused=True)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from itertools import islice
@@ -16,7 +17,7 @@ from torch_geometric_unlearn.utils.check import check_float, check_int
 from torch_geometric_unlearn.utils.resources import ResourceMeter
 
 from .base import Unlearner
-from .selection import ForgetTarget, Selector
+from .selection import MIN_PAIRS, ForgetTarget, Selector, is_finite
 
 
 @dataclass
@@ -73,7 +74,8 @@ class ReverseRepair(Unlearner):
     by :class:`~torch_geometric_unlearn.unlearn.selection.ForgetTarget`; once the
     target is met, reversal pauses until a repair step lifts the forgotten pairs above
     it again. The returned checkpoint is chosen by
-    :class:`~torch_geometric_unlearn.unlearn.selection.Selector`.
+    :class:`~torch_geometric_unlearn.unlearn.selection.Selector`. An epoch after which
+    the model is not finite ends the run and is never chosen.
 
     Args:
         num_epochs (int): Largest number of epochs.
@@ -88,8 +90,6 @@ class ReverseRepair(Unlearner):
 
     #: Whether to skip the reverse step while the target is met.
     pauses: bool = True
-    #: Whether the repair step comes before the reverse step of its epoch.
-    repairs_first: bool = False
 
     def __init__(
         self,
@@ -124,9 +124,21 @@ class ReverseRepair(Unlearner):
         met = bool(history and history[-1]['target_met'])
         return not (self.pauses and met)
 
-    def _measure(self, work: Workspace, state: Any) -> dict[str, Any]:
-        r"""Returns how far the request is met, with all that the selection reads."""
-        return work.target.measure(work.model, work.graph)
+    def _guard(self, work: Workspace, state: Any, row: dict[str, Any]) -> str:
+        r"""Returns why the run must end with an earlier epoch, or an empty string."""
+        if math.isfinite(row['miss']) and is_finite(work.model):
+            return ''
+        return 'the model is no longer finite'
+
+    def supports(self, model: torch.nn.Module, data: HeteroData) -> tuple[bool, str]:
+        num_pairs = schema.held_out(data, 'val').size(1)
+        if num_pairs < MIN_PAIRS and schema.forget_mask(data).any():
+            return False, (
+                f'it needs {MIN_PAIRS} validation pairs to tell when pairs are '
+                f"forgotten (got {num_pairs}). Split with 'SplitInteractions', or use "
+                f"'PartialRetrain' or 'Retrain', which need none"
+            )
+        return super().supports(model, data)
 
     def _repair(self, work: Workspace) -> dict[str, Any]:
         r"""Runs one repair step: the model's own full training loss on retained
@@ -154,25 +166,32 @@ class ReverseRepair(Unlearner):
         state = self._start(work)
         ndcg_key = f'retain_val_ndcg@{work.target.k}'
         selector = Selector(ndcg_key)
+        start = {k: v.detach().clone() for k, v in model.state_dict().items()}
         history: list[dict[str, Any]] = []
+        reason = ''
         for epoch in range(work.num_epochs):
             with ResourceMeter(work.device) as meter:
                 row: dict[str, Any] = {'epoch': epoch}
                 reversing = self._is_reversing(state, history)
-                if self.repairs_first:
-                    row |= self._repair(work)
                 if reversing:
                     row |= self._reverse(work, state)
                 row['reversed'] = reversing
-                if not self.repairs_first:
-                    row |= self._repair(work)
-                row |= self._measure(work, state)
-                row['selected'] = selector.update(model, row, epoch)
+                row |= self._repair(work)
+                row |= work.target.measure(work.model, work.graph)
+                reason = self._guard(work, state, row)
+                if reason:
+                    row['stopped'] = reason
+                else:
+                    selector.update(model, row, epoch)
             history.append(row | {'seconds': meter.seconds})
-            if self._should_stop(history, ndcg_key):
+            if reason or self._should_stop(history, ndcg_key):
                 break
-        assert selector.state is not None
-        model.load_state_dict(selector.state)
+        if selector.state is None and not is_finite(model):
+            raise FloatingPointError(
+                f'{self} ended in its first epoch, since {reason}. Lower its learning '
+                f'rates, or go back to an intact model.'
+            )
+        model.load_state_dict(selector.state or start)
         for row in history:
             row['selected'] = row['epoch'] == selector.index
         return model, history
@@ -220,7 +239,7 @@ class ReverseRepair(Unlearner):
             repair_optimizer=torch.optim.Adam(
                 parameters, lr=self.lr_repair, fused=True
             ),
-            target=ForgetTarget(data, retained, seed=self.seed),
+            target=ForgetTarget(data, retained),
             num_epochs=self.num_epochs,
             repair_batches=self.repair_batches,
         )

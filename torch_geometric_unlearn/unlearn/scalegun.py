@@ -145,7 +145,7 @@ class ScaleGUN(Unlearner):
         self, model: torch.nn.Module, data: HeteroData, retained: HeteroData
     ) -> tuple[torch.nn.Module, list[dict[str, Any]]]:
         device = next(model.parameters()).device
-        target = ForgetTarget(data, retained, seed=self.seed)
+        target = ForgetTarget(data, retained)
         decay = regulariser_weight(model, self.weight_decay)
         problem = RankingProblem(model, decay, self._masks(model, data))
         direction, row = self._direction(problem, data, retained, device)

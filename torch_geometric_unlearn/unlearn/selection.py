@@ -4,6 +4,7 @@ approximate methods, which sees neither the test split nor a retrained model.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -15,8 +16,10 @@ from torch_geometric_unlearn.metrics import embed, ranking_metrics
 from torch_geometric_unlearn.utils.seed import generator
 from torch_geometric_unlearn.utils.topk import pair_hits
 
-#: Fewer reference pairs than this are replaced by popularity-matched random pairs.
+#: With fewer reference pairs than this, all validation pairs are the reference.
 MIN_REFERENCE = 200
+#: With fewer validation pairs than this, nothing can be said of the forget level.
+MIN_PAIRS = 20
 
 
 class ForgetTarget:
@@ -25,10 +28,9 @@ class ForgetTarget:
     The *forget level* is the share of forgotten pairs with rank at most :math:`K` when
     all other known positives of the user are masked; the *reference level* is the same
     share over the validation pairs of the same users (of the same items in an
-    item-level request), or, with fewer than 200 of these, over pairs with a random item
-    from the same popularity decile that the user never touched. The target is met if
-    the forget level is at most the reference level plus :obj:`tolerance`
-    [ours: the papers name validation sets but no rule].
+    item-level request), or, with fewer than 200 of these, over all validation pairs.
+    The target is met if the forget level is at most the reference level plus
+    :obj:`tolerance` [ours: the papers name validation sets but no rule].
 
     Args:
         data (HeteroData): The data with the request still marked.
@@ -36,7 +38,6 @@ class ForgetTarget:
         k (int, optional): Length of the list. (default: :obj:`20`)
         tolerance (float, optional): Slack above the reference level.
             (default: :obj:`0.005`)
-        seed (int, optional): Seed of random reference pairs. (default: :obj:`0`)
     """
 
     def __init__(
@@ -45,7 +46,6 @@ class ForgetTarget:
         retained: HeteroData,
         k: int = 20,
         tolerance: float = 0.005,
-        seed: int = 0,
     ) -> None:
         self.k = k
         self.tolerance = tolerance
@@ -53,7 +53,7 @@ class ForgetTarget:
         train = data[schema.EDGE_TYPE].edge_index
         validation = schema.held_out(data, 'val')
         self.known = torch.cat([train, validation], dim=1)
-        self.reference = self._reference_pairs(data, validation, seed)
+        self.reference = self._reference_pairs(data, validation)
         self.validation = schema.held_out(retained, 'val')
         self.exclude = schema.retained_edge_index(retained)
         self.exclude_items = data['forget_items'] if 'forget_items' in data else None
@@ -63,9 +63,14 @@ class ForgetTarget:
         :obj:`miss` (what the target wants to be low, here the forget level),
         :obj:`retain_val_ndcg@20` (NaN without validation pairs), and :obj:`gap`, the
         mean standardised score of the forgotten minus the reference pairs, below
-        :math:`-0.5` where the pairs have been over-forgotten.
+        :math:`-0.5` where the pairs have been over-forgotten. Everything is NaN, and
+        the target not met, where the model is not finite.
         """
         user_emb, item_emb = embed(model, graph)
+        ndcg_key = f'retain_val_ndcg@{self.k}'
+        if not all(bool(torch.isfinite(x).all()) for x in (user_emb, item_emb)):
+            names = ('forget_level', 'reference_level', 'miss', 'gap', ndcg_key)
+            return dict.fromkeys(names, float('nan')) | {'target_met': 0.0}
         device = user_emb.device
         known = self.known.to(device)
         pairs = torch.cat([self.forgotten, self.reference], dim=1).to(device)
@@ -79,8 +84,12 @@ class ForgetTarget:
             'target_met': float(level <= reference + self.tolerance),
             'miss': level,
             'gap': float(score.mean() - ref_score.mean()),
-            f'retain_val_ndcg@{self.k}': self._retain_ndcg(user_emb, item_emb),
+            ndcg_key: self._retain_ndcg(user_emb, item_emb),
         }
+
+    def retain_ndcg(self, model: torch.nn.Module, graph: Any) -> float:
+        r"""Returns the NDCG on retained validation pairs (NaN without any)."""
+        return self._retain_ndcg(*embed(model, graph))
 
     def _retain_ndcg(self, user_emb: Tensor, item_emb: Tensor) -> float:
         if self.validation.size(1) == 0:
@@ -96,21 +105,11 @@ class ForgetTarget:
         )
         return metrics[f'ndcg@{self.k}']
 
-    def _reference_pairs(
-        self, data: HeteroData, validation: Tensor, seed: int
-    ) -> Tensor:
+    def _reference_pairs(self, data: HeteroData, validation: Tensor) -> Tensor:
         item_level = 'forget_level' in data and data.forget_level == 'item'
         row = 1 if item_level else 0
         same = torch.isin(validation[row], self.forgotten[row])
-        if int(same.sum()) >= MIN_REFERENCE:
-            return validation[:, same]
-        return popularity_matched_pairs(
-            self.forgotten,
-            self.known,
-            data[schema.EDGE_TYPE].edge_index[1],
-            schema.num_items(data),
-            seed,
-        )
+        return validation[:, same] if int(same.sum()) >= MIN_REFERENCE else validation
 
 
 def popularity_matched_pairs(
@@ -190,7 +189,8 @@ class Selector:
     r"""Keeps the checkpoint that the rule prefers.
 
     Among the checkpoints that meet the forget target, the one with the best retained
-    validation NDCG; if none meets it, the one that misses it least.
+    validation NDCG; if none meets it, the one that misses it least. A checkpoint that
+    is not finite is never taken.
     """
 
     def __init__(self, ndcg_key: str) -> None:
@@ -201,6 +201,8 @@ class Selector:
 
     def update(self, model: torch.nn.Module, row: dict[str, Any], index: int) -> bool:
         r"""Offers the current parameters; tells whether they are now the choice."""
+        if not math.isfinite(row['miss']) or not is_finite(model):
+            return False
         if row['target_met']:
             ndcg = row[self.ndcg_key]
             key = (1.0, ndcg if ndcg == ndcg else 0.0)
@@ -211,3 +213,8 @@ class Selector:
         self._key, self.index = key, index
         self.state = {k: v.detach().clone() for k, v in model.state_dict().items()}
         return True
+
+
+def is_finite(model: torch.nn.Module) -> bool:
+    r"""Tells whether all parameters are finite."""
+    return all(bool(torch.isfinite(p.detach().sum())) for p in model.parameters())

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -16,14 +17,25 @@ from torch_geometric_unlearn.nn.models import Table, Triplets
 from torch_geometric_unlearn.utils.check import check_choice, check_float, check_int
 from torch_geometric_unlearn.utils.topk import PairIndex
 
-from ._plan import Plan, plan_for
-from .calibration import NeverSeen
 from .masked_adam import MaskedAdam
 from .modules import LeafModule, branch_names, leaf_modules
 from .reverse_repair import ReverseRepair, Workspace
-from .row_reset import lacks_id_table, reset_rows
 
-_ROWS = ('auto', 'user', 'item', 'both', 'others', 'all')
+#: Which rows a request is about, and how far they move, by its level [ours].
+_BY_LEVEL = {
+    'user': ('user', 1.0),
+    'item': ('item', 1.0),
+    'interaction': ('user', 1 / 3),
+    'mixed': ('both', 1 / 3),
+}
+#: A run ends when a row is longer than so many times the longest of the trained model.
+MAX_GROWTH = 3.0
+#: Arguments that act only where a switch is set.
+_NEEDS = {
+    'gate': ('k', 'gate_weight', 'margin'),
+    'scaling': ('alpha_range', 'smoothing'),
+    'isolation': ('rows', 'shared_rate', 'top_k', 'capacity', 'sensitivity'),
+}
 
 
 class TRU(ReverseRepair):
@@ -53,22 +65,19 @@ class TRU(ReverseRepair):
     The paper fixes what the interventions do and their order. Ours, because it prints
     no equations: all formulas, deletion in the data layer first, Adam with separate
     states, *row isolation* (in embedding tables only :obj:`rows` move), a
-    smaller rate for what all users share, every default, stopping and selection. The
-    paper's reverse step is :obj:`target='lowest'`; with it, and :obj:`gate`,
-    :obj:`scaling` and :obj:`isolation` off, this is
-    :class:`~torch_geometric_unlearn.unlearn.MMRecUn`. As the pairs that it pushes down
-    become conspicuous to a membership attack, the default has another target.
+    smaller rate for what all users share, every default, stopping and selection. With
+    :obj:`gate`, :obj:`scaling` and :obj:`isolation` off, this is
+    :class:`~torch_geometric_unlearn.unlearn.MMRecUn`.
+
+    Pairs that are pushed down become conspicuous to a membership attack; see
+    :class:`~torch_geometric_unlearn.unlearn.PartialRetrain`, which pushes nothing.
+
+    A run ends early, with the best state so far or else the model after the deletion of
+    the edges, when a row of a table has become three times as long as the longest one
+    was, or retained validation NDCG has fallen by more than :obj:`max_drop`
+    (:obj:`stopped` in the history says which) [ours].
 
     Args:
-        target (str, optional): Where forgotten pairs are to go: :obj:`'lowest'`, by
-            reverse BPR under the gate, until the lists are free of them, or
-            :obj:`'never_seen'`, by :class:`~torch_geometric_unlearn.unlearn.NeverSeen`
-            instead of reverse BPR and gate, which also stops them from becoming
-            conspicuously low. With it, rows of deleted users and items are drawn anew
-            first; if that meets the target, a repair step ends the run. Else all epochs
-            are run, with the repair before the reverse step, which has the last word;
-            deleted items, and deleted users where items have rows, stay as drawn
-            [ours]. (default: :obj:`'never_seen'`)
         gate (bool, optional): Whether the ranking fusion gate acts.
             (default: :obj:`True`)
         scaling (bool, optional): Whether branches are scaled. (default: :obj:`True`)
@@ -76,29 +85,30 @@ class TRU(ReverseRepair):
             modules. (default: :obj:`True`)
         rows (str, optional): Whose table rows may move under isolation:
             :obj:`'user'`, :obj:`'item'`, :obj:`'both'` (those in the forgotten
-            interactions), :obj:`'others'` for all items that are not deleted,
-            :obj:`'all'` for whole tables, or :obj:`'auto'` for what the table below
-            says. (default: :obj:`'auto'`)
+            interactions), :obj:`'all'` for whole tables, or :obj:`'auto'` for users in
+            user- and interaction-level requests, items in item-level and both in mixed
+            ones. (default: :obj:`'auto'`)
         reach (float, optional): How far the steps of an epoch can carry a module, over
-            the root mean square of its entries, which sets :math:`\eta_{rev}` for every
-            module whatever the model's scale and the number of batches; see below.
-            (default: :obj:`'auto'`)
+            the root mean square of its entries (in a table, that of its median row, so
+            that rows which an earlier request has moved change nothing), which sets
+            :math:`\eta_{rev}` for every module whatever the model's scale and the
+            number of batches; if :obj:`'auto'`, 1 in user- and item-level requests and
+            1/3 in others. (default: :obj:`'auto'`)
         lr_reverse (float, optional): One step size :math:`\eta_{rev}` for all modules
             instead. (default: :obj:`None`)
         lr_repair (float, optional): Step size of the repair, that of the training.
             (default: :obj:`1e-3`)
         shared_rate (float, optional): Factor on :math:`\eta_{rev}` for modules that all
-            users share, under isolation; see below. (default: :obj:`'auto'`)
-        num_epochs (int, optional): Largest number of epochs; see below.
-            (default: :obj:`'auto'`)
+            users share, under isolation. (default: :obj:`0.01`)
+        num_epochs (int, optional): Largest number of epochs. (default: :obj:`5`)
         num_passes (int, optional): Reverse passes over the forgotten interactions per
-            epoch, in batches, or at once with :obj:`target='never_seen'`; see below.
-            (default: :obj:`'auto'`)
+            epoch. (default: :obj:`3`)
         repair_batches (int, optional): Repair batches per epoch, a full pass if
-            :obj:`None`, or what the table below says if :obj:`'auto'`.
-            (default: :obj:`'auto'`)
+            :obj:`None`. (default: :obj:`10`)
         patience (int, optional): Epochs without gain in retained validation NDCG to sit
             out once the target is met. (default: :obj:`1`)
+        max_drop (float, optional): Largest relative fall of retained validation NDCG,
+            in :math:`[0, 1]`. (default: :obj:`0.2`)
         k (int, optional): Length of the lists that the gate looks at.
             (default: :obj:`20`)
         gate_weight (float, optional): Weight :math:`\lambda_{gate}`.
@@ -106,50 +116,23 @@ class TRU(ReverseRepair):
         margin (float, optional): Margin of the gate penalty. (default: :obj:`0.0`)
         alpha_range (tuple, optional): Bounds of the branch scales.
             (default: :obj:`(0.25, 4.0)`)
-        anchor (float, optional): Weight of holding retained pairs at their scores, with
-            :obj:`target='never_seen'`; see below. (default: :obj:`'auto'`)
-        final_rate (float, optional): Share of the step sizes that is left in the last
-            epoch, with :obj:`target='never_seen'`; see below.
-            (default: :obj:`'auto'`)
         smoothing (float, optional): Weight of the past in the branch scales over
             epochs, in :math:`[0, 1)`. (default: :obj:`0.5`)
-        num_probes (int, optional): Batches of each side that the energies are measured
-            on. (default: :obj:`2`)
+        num_probes (int, optional): Batches of each side that energies and
+            sensitivities are measured on. (default: :obj:`2`)
         top_k (int, optional): Modules that are always selected. (default: :obj:`3`)
         capacity (float, optional): Share :math:`\kappa` of the capacity to cover, in
-            :math:`[0, 1]`; see below. (default: :obj:`'auto'`)
+            :math:`[0, 1]`. (default: :obj:`0.3`)
         sensitivity (str, optional): :obj:`'energy'` for the mean squared gradient,
             :obj:`'relative'` for the squared gradient over the squared norm.
             (default: :obj:`'energy'`)
         batch_size (int, optional): Pairs per batch. (default: :obj:`2048`)
         seed (int, optional): Seed of every random choice. (default: :obj:`0`)
 
-    What is :obj:`'auto'` depends on the request, which decides what holds the memory
-    [ours; chosen on validation data of Amazon Baby]. *Without item table* is a model
-    like :class:`~torch_geometric_unlearn.nn.MIGGT`, where modules that all share must
-    carry what rows would; *other* are interaction-level and mixed requests.
-    :obj:`capacity` is 0.3 for *lowest* and 1 for *never seen*.
-
-    ====================  ======  =====  ======  ======  ======  ======  ======  =====
-    level                 rows    reach  shared  epochs  passes  repair  anchor  final
-    ====================  ======  =====  ======  ======  ======  ======  ======  =====
-    *lowest*
-    user                  user    1      0.01    5       3       10
-    item                  item    1      0.01    5       3       10
-    interaction           user    1/3    0.01    5       3       10
-    mixed                 both    1/3    0.01    5       3       10
-    *never seen*
-    user                  item    0.2    0.01    5       6       5       1       0.1
-    item                  others  3      0.01    8       6       5       0.3     0.3
-    other                 both    0.6    0.01    5       6       2       1       0.1
-    *without item table*
-    user                  user    3      0.01    5       6       5       0.3     0.1
-    item                  both    0.1    1       10      9       2       0.3     0.1
-    other                 both    1      0.1     10      9       2       0.3     0.3
-    ====================  ======  =====  ======  ======  ======  ======  ======  =====
-
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or can't act because what it belongs
+            to is switched off; if there are fewer than 20 validation pairs.
+        FloatingPointError: If no epoch is finite.
 
     Example:
         >>> result = TRU()(model, ForgetInteractions(ratio=0.1)(data))
@@ -159,7 +142,6 @@ class TRU(ReverseRepair):
 
     def __init__(
         self,
-        target: str = 'never_seen',
         gate: bool = True,
         scaling: bool = True,
         isolation: bool = True,
@@ -167,46 +149,39 @@ class TRU(ReverseRepair):
         reach: float | str = 'auto',
         lr_reverse: float | None = None,
         lr_repair: float = 1e-3,
-        shared_rate: float | str = 'auto',
-        num_epochs: int | str = 'auto',
-        num_passes: int | str = 'auto',
-        repair_batches: int | str | None = 'auto',
+        shared_rate: float = 0.01,
+        num_epochs: int = 5,
+        num_passes: int = 3,
+        repair_batches: int | None = 10,
         patience: int = 1,
+        max_drop: float = 0.2,
         k: int = 20,
         gate_weight: float = 1.0,
         margin: float = 0.0,
         alpha_range: tuple[float, float] = (0.25, 4.0),
-        anchor: float | str = 'auto',
-        final_rate: float | str = 'auto',
         smoothing: float = 0.5,
         num_probes: int = 2,
         top_k: int = 3,
-        capacity: float | str = 'auto',
+        capacity: float = 0.3,
         sensitivity: str = 'energy',
         batch_size: int = 2048,
         seed: int = 0,
     ) -> None:
-        super().__init__(1, lr_repair, None, patience, batch_size, seed)
-        self.target = check_choice(target, 'target', ('lowest', 'never_seen'))
-        self.pauses = target == 'lowest'  # Else, step sizes are annealed.
-        self.repairs_first = target == 'never_seen'
-        self.final_rate = _or_auto(check_float, final_rate, 'final_rate', 0.0, 1.0)
-        self.rows = check_choice(rows, 'rows', _ROWS)
-        self.reach = _or_auto(check_float, reach, 'reach', 0.0)
-        self.shared_rate = _or_auto(check_float, shared_rate, 'shared_rate', 0.0)
-        self.num_epochs = _or_auto(check_int, num_epochs, 'num_epochs', 1)
-        self.num_passes = _or_auto(check_int, num_passes, 'num_passes', 1)
-        self.repair_batches = repair_batches  # type: ignore[assignment]
-        if repair_batches is not None:
-            _or_auto(check_int, repair_batches, 'repair_batches', 0)
-        self.capacity = _or_auto(check_float, capacity, 'capacity', 0.0, 1.0)
-        self.anchor = _or_auto(check_float, anchor, 'anchor', 0.0)
-        if lr_reverse is not None:
-            check_float(lr_reverse, 'lr_reverse', 0.0)
-        self.lr_reverse = lr_reverse
+        super().__init__(
+            num_epochs, lr_repair, repair_batches, patience, batch_size, seed
+        )
         self.gate = gate
         self.scaling = scaling
         self.isolation = isolation
+        choices = ('auto', 'user', 'item', 'both', 'all')
+        self.rows = check_choice(rows, 'rows', choices)
+        self.reach = reach if reach == 'auto' else check_float(reach, 'reach', 0.0)
+        if lr_reverse is not None:
+            check_float(lr_reverse, 'lr_reverse', 0.0)
+        self.lr_reverse = lr_reverse
+        self.shared_rate = check_float(shared_rate, 'shared_rate', 0.0)
+        self.num_passes = check_int(num_passes, 'num_passes', 1)
+        self.max_drop = check_float(max_drop, 'max_drop', 0.0, 1.0)
         self.k = check_int(k, 'k', 1)
         self.gate_weight = check_float(gate_weight, 'gate_weight', 0.0)
         self.margin = check_float(margin, 'margin', 0.0)
@@ -219,118 +194,105 @@ class TRU(ReverseRepair):
         self.smoothing = check_float(smoothing, 'smoothing', 0.0, 0.999)
         self.num_probes = check_int(num_probes, 'num_probes', 1)
         self.top_k = check_int(top_k, 'top_k', 1)
+        self.capacity = check_float(capacity, 'capacity', 0.0, 1.0)
         self.sensitivity = check_choice(
             sensitivity, 'sensitivity', ('energy', 'relative')
         )
+        self._check_acting()
+
+    def _check_acting(self) -> None:
+        r"""Raises if an argument is given that can't act."""
+        given = {
+            name: value.default
+            for name, value in inspect.signature(type(self).__init__).parameters.items()
+            if name != 'self' and getattr(self, name) != value.default
+        }
+        idle = {
+            name: f'{switch}=False'
+            for switch, names in _NEEDS.items()
+            if not getattr(self, switch)
+            for name in names
+        }
+        if self.lr_reverse is not None:
+            idle['reach'] = "'lr_reverse'"
+        if not self.scaling and not self.isolation:
+            idle['num_probes'] = 'scaling=False and isolation=False'
+        for name in idle.keys() & given.keys():
+            raise ValueError(
+                f"'{name}' can't act with {idle[name]} (got {getattr(self, name)!r}). "
+                f'Leave it out.'
+            )
 
     def _start(self, work: Workspace) -> _State:
-        plan = self._plan(work)
-        work.num_epochs = plan.num_epochs
-        work.repair_batches = plan.repair_batches
-        if self.target == 'never_seen' and not lacks_id_table(work.model):
-            reset_rows(work.model, work.data)  # Before step sizes follow the rows.
-        rows = self._movable_rows(work, plan.rows) if self.isolation else {}
-        modules = leaf_modules(work.model, rows)
+        level = work.data.forget_level if 'forget_level' in work.data else 'mixed'
+        rows, reach = _BY_LEVEL[level]
+        rows = rows if self.rows == 'auto' else self.rows
+        reach = reach if self.reach == 'auto' else float(self.reach)
+        movable = self._movable_rows(work, rows) if self.isolation else {}
+        modules = leaf_modules(work.model, movable)
         branches = branch_names(work.model)
         fusion = [name for name, branch in branches.items() if branch == 'fusion']
-        state = _State(
-            plan=plan,
-            lr=self._step_sizes(work, modules, plan),
+        return _State(
+            lr=self._step_sizes(work, modules, reach),
             modules=modules,
             branches=branches,
             fusion=fusion or list(modules[-1].parameters),
+            gate=RankingFusionGate(work.retained, self.k, self.margin),
+            longest=_longest_rows(work.model),
+            ndcg=work.target.retain_ndcg(work.model, work.graph),
         )
-        if self.target == 'lowest':
-            state.gate = RankingFusionGate(work.retained, self.k, self.margin)
-            return state
-        state.never_seen = NeverSeen(
-            work.model,
-            work.graph,
-            work.data,
-            work.target.reference,
-            plan.anchor,
-            self.seed,
-        )
-        state.needs_reversal = not self._measure(work, state)['target_met']
-        if not state.needs_reversal:
-            work.num_epochs = 1
-        return state
-
-    def _is_reversing(self, state: _State, history: list[dict[str, Any]]) -> bool:
-        return state.needs_reversal and super()._is_reversing(state, history)
-
-    def _plan(self, work: Workspace) -> Plan:
-        r"""Returns what the caller has left open, by the kind of the request."""
-        level = work.data.forget_level if 'forget_level' in work.data else 'mixed'
-        tables: list[Table] = getattr(work.model, 'tables', list)()
-        has_item_rows = any(
-            table.rows != schema.USER and not table.is_raw for table in tables
-        )
-        plan = plan_for(self.target, level, has_item_rows)
-        given = {f.name: getattr(self, f.name) for f in fields(plan)}
-        return replace(plan, **{k: v for k, v in given.items() if v != 'auto'})
 
     def _step_sizes(
-        self, work: Workspace, modules: list[LeafModule], plan: Plan
+        self, work: Workspace, modules: list[LeafModule], reach: float
     ) -> dict[str, float]:
         r"""Returns :math:`\eta_{rev}` by parameter."""
-        num_steps = plan.num_passes
-        num_steps *= len(work.forget_loader) if self.target == 'lowest' else 1
+        num_steps = self.num_passes * len(work.forget_loader)
         parameters = dict(work.model.named_parameters())
         out: dict[str, float] = {}
         for module in modules:
-            norm = sum(
-                float(_movable(parameters[name].detach(), module.rows).pow(2).sum())
-                for name in module.parameters
-            )
-            lr = plan.reach * (norm / max(1, module.size)) ** 0.5 / num_steps
-            lr = lr if self.lr_reverse is None else self.lr_reverse
+            values = [parameters[name].detach() for name in module.parameters]
+            if module.rows is None:
+                norm = sum(float(value.pow(2).sum()) for value in values)
+                scale = (norm / max(1, module.size)) ** 0.5
+            else:
+                scale = float(values[0].pow(2).mean(dim=1).sqrt().median())
+            lr = self.lr_reverse
+            if lr is None:
+                lr = reach * scale / num_steps
             if self.isolation and module.rows is None:
-                lr *= plan.shared_rate
+                lr *= self.shared_rate
             out |= dict.fromkeys(module.parameters, lr)
         return out
 
+    def _guard(self, work: Workspace, state: _State, row: dict[str, Any]) -> str:
+        reason = super()._guard(work, state, row)
+        if reason:
+            return reason
+        for name, length in _longest_rows(work.model).items():
+            if length > MAX_GROWTH * state.longest[name]:
+                return f"a row of '{name}' has left the range of the trained model"
+        ndcg = row[f'retain_val_ndcg@{work.target.k}']
+        if ndcg < (1 - self.max_drop) * state.ndcg:
+            return f'retained NDCG fell by more than {self.max_drop:.0%}'
+        return ''
+
     def _reverse(self, work: Workspace, state: _State) -> dict[str, Any]:
-        # Aiming at the level of never-seen pairs, what is measured first stays.
-        if state.never_seen is None or not state.estimates:
-            state.estimates = self._estimate(work, state)
-        log = dict(state.estimates)
+        log = self._estimate(work, state)
         parameters = dict(work.model.named_parameters())
         masked = [p for m in state.modules if m.selected for p in m.parameters]
         rows = {name: m.rows for m in state.modules for name in m.parameters}
         totals: dict[str, Tensor] = {}
         num_steps = 0
-        for _ in range(state.plan.num_passes):
-            directions = self._directions(work, state, parameters, masked)
-            for grads, values in directions:
+        for _ in range(self.num_passes):
+            for batch in work.forget_loader:
+                batch = batch.to(work.device)
+                grads, values = self._lower(work, state, batch, parameters, masked)
                 for name, grad in grads.items():
                     lr = state.lr[name] * state.alpha.get(state.branches[name], 1.0)
                     state.optimizer.step(name, parameters[name], grad, lr, rows[name])
                 totals = _add(totals, values)
                 num_steps += 1
-        state.epoch += 1
-        if state.never_seen is not None:
-            decay = state.plan.final_rate ** (1 / max(1, state.plan.num_epochs - 1))
-            state.lr = {name: lr * decay for name, lr in state.lr.items()}
         return log | {name: float(value) / num_steps for name, value in totals.items()}
-
-    def _directions(
-        self,
-        work: Workspace,
-        state: _State,
-        parameters: Mapping[str, Tensor],
-        masked: list[str],
-    ) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
-        r"""Yields the gradients of every step of a pass by parameter, and what to log:
-        one step over all forgotten pairs towards never-seen ones, else one per batch.
-        """
-        if state.never_seen is not None:
-            loss = state.never_seen()
-            grads = _gradients(loss, parameters, masked)
-            yield grads, {'reverse_loss': loss.detach()}
-            return
-        for batch in work.forget_loader:
-            yield self._lower(work, state, batch.to(work.device), parameters, masked)
 
     def _lower(
         self,
@@ -346,7 +308,6 @@ class TRU(ReverseRepair):
             loss = reverse_bpr_loss(pos_score, neg_score)
             grads = _gradients(loss, parameters, masked)
             return grads, {'reverse_loss': loss.detach()}
-        assert state.gate is not None
         weight, penalty = state.gate(batch, pos_score, embeddings)
         loss = reverse_bpr_loss(pos_score, neg_score, weight=weight)
         grads = _gradients(loss, parameters, masked, retain_graph=True)
@@ -356,40 +317,6 @@ class TRU(ReverseRepair):
             'gate_loss': penalty.detach(),
             'mean_gate': weight.mean(),
         }
-
-    def _repair(self, work: Workspace) -> dict[str, Any]:
-        if self.target == 'lowest' or 'forget_items' not in work.data:
-            return super()._repair(work)
-        # A deleted item stays as it was drawn; as a negative it would learn who likes
-        # what is near it.
-        nodes = work.data['forget_items'].to(work.device)
-        shift = {schema.ITEM: 0, 'node': schema.num_users(work.data)}
-        kept = [
-            (table.parameter, nodes + shift[table.rows])
-            for table in getattr(work.model, 'tables', list)()
-            if table.rows in shift and not table.is_raw
-        ]
-        drawn = [parameter.detach()[rows] for parameter, rows in kept]
-        log = super()._repair(work)
-        with torch.no_grad():
-            for (parameter, rows), values in zip(kept, drawn):
-                parameter[rows] = values
-        return log
-
-    def _should_stop(self, history: list[dict[str, Any]], ndcg_key: str) -> bool:
-        return self.target == 'lowest' and super()._should_stop(history, ndcg_key)
-
-    def _measure(self, work: Workspace, state: _State) -> dict[str, Any]:
-        if state.never_seen is None:
-            return super()._measure(work, state)
-        row = state.never_seen.measure()
-        last = state.epoch == work.num_epochs or not state.needs_reversal
-        if row['target_met'] or last:
-            ranks = super()._measure(work, state)  # The expensive part.
-            slack = max(work.target.tolerance, 2 * state.never_seen.level_error(ranks))
-            ranked = ranks['forget_level'] <= ranks['reference_level'] + slack
-            row = ranks | row | {'target_met': row['target_met'] * float(ranked)}
-        return row
 
     def _estimate(self, work: Workspace, state: _State) -> dict[str, Any]:
         r"""Measures both sides once per epoch and sets the scales and the mask; the
@@ -407,7 +334,7 @@ class TRU(ReverseRepair):
                 )
             return total
 
-        log: dict[str, Any] = {'plan': asdict(state.plan)}
+        log: dict[str, Any] = {}
         forget_grads: dict[str, Tensor] = {}
         if self.scaling or self.isolation:
             forget_grads = measure(work.forget_loader, reverse_bpr_loss)
@@ -420,18 +347,18 @@ class TRU(ReverseRepair):
             keep = self.smoothing
             state.alpha = {b: keep * past[b] + (1 - keep) * new[b] for b in new}
             log |= {'forget_energy': forget_energy, 'retain_energy': retain_energy}
-        log['alpha'] = dict(state.alpha)
+            log['alpha'] = dict(state.alpha)
         if self.isolation:
             isolate_modules(
                 state.modules,
                 forget_grads,
                 parameters,
                 self.top_k,
-                state.plan.capacity,
+                self.capacity,
                 self.sensitivity,
             )
             log['sensitivity'] = {m.name: m.sensitivity for m in state.modules}
-        log['mask'] = {m.name: m.selected for m in state.modules}
+            log['mask'] = {m.name: m.selected for m in state.modules}
         if self.gate:
             log['gate_modules'] = [
                 m.name for m in state.modules if set(m.parameters) & set(state.fusion)
@@ -448,20 +375,11 @@ class TRU(ReverseRepair):
         none = pairs.new_empty(0)
         users = pairs[0].unique() if rows in ('user', 'both') else none
         items = pairs[1].unique() if rows in ('item', 'both') else none
-        if rows == 'others':
-            items = torch.arange(schema.num_items(work.data), device=work.device)
-        if self.target == 'never_seen' and 'forget_items' in work.data:
-            gone = work.data['forget_items'].to(work.device)
-            items = items[~torch.isin(items, gone)]  # They stay as they are drawn.
         nodes = torch.cat([users, items + schema.num_users(work.data)])
         by_type = {schema.USER: users, schema.ITEM: items, 'node': nodes}
         names = {id(p): name for name, p in work.model.named_parameters()}
         return {
-            # Raw features are content, not memory.
-            names[id(table.parameter)]: none
-            if table.is_raw and self.target == 'never_seen'
-            else by_type[table.rows]
-            for table in tables()
+            names[id(table.parameter)]: by_type[table.rows] for table in tables()
         }
 
 
@@ -643,28 +561,31 @@ def isolate_modules(
         covered += 0 if module.is_raw else module.size
 
 
-def _or_auto(check: Any, value: Any, name: str, *bounds: float) -> Any:
-    return value if value == 'auto' else check(value, name, *bounds)
-
-
 def _movable(x: Tensor, rows: Tensor | None) -> Tensor:
     return x if rows is None else x[rows]
 
 
+def _longest_rows(model: torch.nn.Module) -> dict[str, float]:
+    r"""Returns the norm of the longest row of every table."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    tables: list[Table] = getattr(model, 'tables', list)()
+    return {
+        names[id(table.parameter)]: float(table.parameter.detach().norm(dim=1).max())
+        for table in tables
+    }
+
+
 @dataclass
 class _State:
-    plan: Plan
     lr: dict[str, float]
     modules: list[LeafModule]
     branches: dict[str, str]
     fusion: list[str]
-    gate: RankingFusionGate | None = None
-    never_seen: NeverSeen | None = None
+    gate: RankingFusionGate
+    longest: dict[str, float]
+    ndcg: float
     optimizer: MaskedAdam = field(default_factory=MaskedAdam)
     alpha: dict[str, float] = field(default_factory=dict)
-    epoch: int = 0
-    needs_reversal: bool = True
-    estimates: dict[str, Any] = field(default_factory=dict)
 
 
 def _gradients(

@@ -13,7 +13,6 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from torch_geometric_unlearn.utils.check import check_int
 from torch_geometric_unlearn.utils.topk import topk_lowest_index
 
-
 #: Graphs of feature tensors that are still alive, by size of the neighbourhood.
 _graphs: Any = WeakTensorKeyDictionary()
 

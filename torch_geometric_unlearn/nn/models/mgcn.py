@@ -295,8 +295,9 @@ class MGCN(Recommender):
             Table(self.user_embedding.weight, schema.USER),
             Table(self.item_embedding.weight, schema.ITEM),
             *(
-                Table(x.weight, schema.ITEM, is_raw=True, modality=name)
-                for name, x in self.features.items()
+                Table(p, schema.ITEM, is_raw=True, modality=name)
+                for name in self.modalities
+                for p in self.features[name].parameters()
             ),
         ]
 
