@@ -23,7 +23,14 @@ from common import finish
 from torch_geometric_unlearn.audit import compare_membership, relearn_time
 from torch_geometric_unlearn.metrics import closeness, evaluate_request, exposure
 from torch_geometric_unlearn.train import load_model, save_model
-from torch_geometric_unlearn.unlearn import TRU, EdgeDrop, MMRecUn, Retrain, RowReset
+from torch_geometric_unlearn.unlearn import (
+    TRU,
+    EdgeDrop,
+    MMRecUn,
+    PartialRetrain,
+    Retrain,
+    RowReset,
+)
 from torch_geometric_unlearn.utils import ResourceMeter
 
 parser = request_parser()
@@ -44,8 +51,8 @@ unlearners = {
     'edge_drop': EdgeDrop(seed=args.seed),
     'row_reset': RowReset(seed=args.seed),
     'mmrecun': MMRecUn(**batch),
-    'tru_lowest': TRU('lowest', **batch),
     'tru': TRU(**batch),
+    'partial_retrain': PartialRetrain(**batch),
 }
 check_methods(parser, args, unlearners)
 

@@ -1,11 +1,12 @@
-r"""What does TRU cost, as a multiple of a training epoch and against retraining?
+r"""What do TRU and partial retraining cost, as a multiple of a training epoch and
+against retraining?
 
     python benchmark/unlearning.py                       # Steps only, a minute or two.
     python benchmark/unlearning.py --retrain             # And a full retraining.
     python benchmark/unlearning.py --retrain-epochs 45   # Of which three are run.
     python benchmark/unlearning.py --backbone MIGGT --regime interaction
 
-Times a training step and whole TRU runs, with both targets, on a request of 5 %. With
+Times a training step and whole runs on a request of 5 %. With
 `--retrain`, also retrains to its own early stop; with `--retrain-epochs`, takes the
 mean of three epochs for that many, which must be known from a full run. Starts from a
 briefly trained model, or from `--checkpoint` (see `examples/tru.py`).
@@ -20,7 +21,7 @@ from common import finish, load_baby, time_side_by_side
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.loader import TripletLoader
 from torch_geometric_unlearn.train import fit, load_model
-from torch_geometric_unlearn.unlearn import TRU, Retrain
+from torch_geometric_unlearn.unlearn import TRU, PartialRetrain, Retrain
 from torch_geometric_unlearn.utils import ResourceMeter
 
 parser = argparse.ArgumentParser(allow_abbrev=False)
@@ -67,12 +68,12 @@ epoch = time_side_by_side({'step': step}, args.device)['step']['median'] * len(l
 # 2. Whole runs. A short one first, so that nothing is timed cold.
 TRU(num_epochs=1, batch_size=batch_size)(model, marked)
 rows = [{'what': 'training epoch', 'time_s': epoch, 'in_epochs': 1.0}]
-for target in ('lowest', 'never_seen'):
-    unlearner = TRU(target, batch_size=batch_size, seed=args.seed)
+for method in (TRU, PartialRetrain):
+    unlearner = method(batch_size=batch_size, seed=args.seed)
     with ResourceMeter(args.device) as meter:
         result = unlearner(model, marked)
     seconds = [row['seconds'] for row in result.history]
-    name_ = f'TRU, {target}'
+    name_ = method.__name__
     rows += [
         {'what': name_, 'time_s': meter.seconds, 'epochs': len(seconds)},
         {'what': f'{name_}, first epoch', 'time_s': seconds[0]},

@@ -359,8 +359,7 @@ def test_result_reports(inputs, tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {'out.html', 'out.json'}
     empty = TRU()(inputs['original'], DropForgotten()(inputs['data']))
     assert empty.settings['method'] == 'TRU'
-    assert empty.settings['num_passes'] == 'auto'
-    assert empty.settings['target'] == 'never_seen'
+    assert empty.settings['num_passes'] == 3
 
 
 def test_says_why_nothing_was_reversed(inputs):

@@ -25,6 +25,7 @@ from torch_geometric_unlearn.unlearn import (
     MMRecUn,
     MultiDelete,
     NegGrad,
+    PartialRetrain,
     Retrain,
     RowReset,
     ScaleGUN,
@@ -58,11 +59,11 @@ METHODS = {
     'MMRecUn': lambda build: MMRecUn(**FEW),
     'MultiDelete': lambda build: MultiDelete(**FEW),
     'NegGrad': lambda build: NegGrad(**FEW),
+    'PartialRetrain': lambda build: PartialRetrain(**FEW),
     'Retrain': lambda build: Retrain(build, **FEW),
     'RowReset': lambda build: RowReset(),
     'ScaleGUN': lambda build: ScaleGUN(max_iter=5),
     'TRU': lambda build: TRU(**FEW),
-    'TRU never_seen': lambda build: TRU('never_seen', **FEW),
     'UltraRE': lambda build: UltraRE(build, 2, grouping='random', **FEW),
 }
 

@@ -1,4 +1,5 @@
 import copy
+import math
 
 import pytest
 import torch
@@ -12,7 +13,14 @@ from torch_geometric_unlearn.transforms import (
     ForgetItems,
     ForgetUsers,
 )
-from torch_geometric_unlearn.unlearn import TRU, EdgeDrop, MMRecUn, Retrain, RowReset
+from torch_geometric_unlearn.unlearn import (
+    TRU,
+    EdgeDrop,
+    MMRecUn,
+    PartialRetrain,
+    Retrain,
+    RowReset,
+)
 
 UNLEARNERS = {
     'edge_drop': EdgeDrop(),
@@ -21,6 +29,7 @@ UNLEARNERS = {
     'mmrecun': MMRecUn(num_epochs=2, batch_size=128),
     'mmrecun_joint': MMRecUn(schedule='joint', num_epochs=2, row_reset=True),
     'tru': TRU(num_epochs=2, batch_size=128),
+    'partial_retrain': PartialRetrain(num_epochs=2, batch_size=128),
     'tru_plain': TRU(gate=False, scaling=False, isolation=False, num_epochs=1),
 }
 UNLEARNERS['retrain'].kwargs = {'num_epochs': 2}
@@ -119,10 +128,13 @@ def test_mask_set_by_hand(data, trained):
 
 def test_without_held_out_pairs(data, trained):
     del data.val_edge_label_index, data.test_edge_label_index
-    result = check_unlearner(TRU(), trained, ForgetUsers([3])(data))
-    assert result.history[-1]['retain_val_ndcg@20'] != (
-        result.history[-1]['retain_val_ndcg@20']
-    )
+    marked = ForgetUsers([3])(data)
+    for unlearner in (TRU(), MMRecUn()):
+        with pytest.raises(ValueError, match=r'needs 20 validation pairs .* \(got 0'):
+            unlearner(trained, marked)
+    result = check_unlearner(PartialRetrain(batch_size=128), trained, marked)
+    assert math.isnan(result.history[-1]['touched_val_ndcg@20'])
+    assert result.history[-1]['selected']
 
 
 def test_repr_names_the_settings():

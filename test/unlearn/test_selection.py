@@ -1,3 +1,6 @@
+import copy
+import math
+
 import pytest
 import torch
 
@@ -50,12 +53,28 @@ def test_levels_by_brute_force(transform, row, data, trained, monkeypatch):
         assert out['retain_val_ndcg@5'] == pytest.approx(ndcg)
 
 
-def test_few_validation_pairs_are_replaced(data):
+def test_few_validation_pairs_of_the_same_users(data):
     marked = ForgetUsers([3])(data)
     target = ForgetTarget(marked, DropForgotten()(marked))
-    codes = schema.pair_codes(target.reference, 60)
-    assert not torch.isin(codes, schema.pair_codes(target.known, 60)).any()
-    assert (target.reference[0] == 3).all()
+    assert torch.equal(target.reference, data.val_edge_label_index)
+
+
+def test_nothing_non_finite_counts(data, trained):
+    marked = ForgetUsers([3])(data)
+    retained = DropForgotten()(marked)
+    broken = copy.deepcopy(trained)
+    with torch.no_grad():
+        broken.user_embedding.weight[5, 0] = torch.nan
+    target = ForgetTarget(marked, retained)
+    row = target.measure(broken, broken.build_graph(retained))
+    assert row['target_met'] == 0.0
+    assert math.isnan(row['forget_level'])
+    selector = Selector('retain_val_ndcg@20')
+    assert not selector.update(broken, row, 0)
+    finite = target.measure(trained, trained.build_graph(retained))
+    assert not selector.update(broken, finite, 1)  # Figures of another state.
+    assert selector.state is None
+    assert selector.update(trained, finite, 2)
 
 
 def test_popularity_matched_pairs():
@@ -115,6 +134,7 @@ def test_selector_rule():
     model = torch.nn.Linear(1, 1)
     selector = Selector('ndcg')
     rows = [
+        {'target_met': 1.0, 'miss': math.nan, 'ndcg': 0.9},
         {'target_met': 0.0, 'miss': 0.5, 'ndcg': 0.9},
         {'target_met': 0.0, 'miss': 0.3, 'ndcg': 0.1},
         {'target_met': 0.0, 'miss': 0.4, 'ndcg': 0.9},
@@ -128,6 +148,6 @@ def test_selector_rule():
         with torch.no_grad():
             model.weight.fill_(index)
         taken.append(selector.update(model, row, index))
-    assert taken == [True, True, False, True, True, False, False]
+    assert taken == [False, True, True, False, True, True, False, False]
     assert selector.index == 4
     assert float(selector.state['weight']) == 4

@@ -43,14 +43,10 @@ def changed(before, after):
     }
 
 
-def lowest(**kwargs):
-    return TRU('lowest', **kwargs)
-
-
 def test_all_off_equals_reverse_repair(marked, trained):
     r"""MMRecUn steps with torch's Adam, TRU with its own; both must agree."""
     shared = {'lr_reverse': 3e-3, 'num_epochs': 3, 'repair_batches': 4, 'patience': 3}
-    plain = lowest(gate=False, scaling=False, isolation=False, num_passes=1, **shared)
+    plain = TRU(gate=False, scaling=False, isolation=False, num_passes=1, **shared)
     a, b = plain(trained, marked), MMRecUn(**shared)(trained, marked)
     for (name, x), (_, y) in zip(
         a.model.named_parameters(), b.model.named_parameters()
@@ -63,14 +59,14 @@ def test_all_off_equals_reverse_repair(marked, trained):
 
 @pytest.mark.parametrize('switch', ['gate', 'scaling', 'isolation'])
 def test_every_switch_matters(switch, marked, trained):
-    full = lowest(**REVERSE_ONLY)(trained, marked).model
-    without = lowest(**{switch: False}, **REVERSE_ONLY)(trained, marked).model
+    full = TRU(**REVERSE_ONLY)(trained, marked).model
+    without = TRU(**{switch: False}, **REVERSE_ONLY)(trained, marked).model
     assert changed(full, without)
 
 
 def test_forgets_and_retains(marked, trained):
     before = evaluate_request(trained, marked, ks=(5,))
-    result = lowest(batch_size=128)(trained, marked)
+    result = TRU(batch_size=128)(trained, marked)
     after = evaluate_request(result.model, marked, ks=(5,))
     assert before['forget_recall@5'] > 0.5
     assert after['forget_recall@5'] < 0.4 * before['forget_recall@5']
@@ -78,7 +74,7 @@ def test_forgets_and_retains(marked, trained):
 
 
 def test_history_holds_the_diagnostics(marked, trained):
-    row = lowest(num_epochs=1)(trained, marked).history[0]
+    row = TRU(num_epochs=1)(trained, marked).history[0]
     assert set(row['alpha']) == {'id', 'image', 'text'}
     for key in ('forget_energy', 'retain_energy'):
         assert set(row[key]) == {'id', 'image', 'text'}
@@ -127,8 +123,8 @@ def test_gate_opens_in_the_list_and_closes_below(marked, trained):
 
 
 def test_gate_term_reaches_fusion_only(marked, trained):
-    weak = lowest(scaling=False, gate_weight=0.0, **REVERSE_ONLY)(trained, marked)
-    strong = lowest(scaling=False, gate_weight=50.0, **REVERSE_ONLY)(trained, marked)
+    weak = TRU(scaling=False, gate_weight=0.0, **REVERSE_ONLY)(trained, marked)
+    strong = TRU(scaling=False, gate_weight=50.0, **REVERSE_ONLY)(trained, marked)
     branches = branch_names(trained)
     moved = changed(weak.model, strong.model)
     assert moved
@@ -185,7 +181,7 @@ def test_doubling_alpha_doubles_the_first_step(marked, trained, monkeypatch):
             'branch_scales',
             lambda *args, scale=scale: {'id': scale, 'image': 1.0, 'text': 1.0},
         )
-        unlearner = lowest(gate=False, lr_reverse=1e-4, capacity=1.0, **REVERSE_ONLY)
+        unlearner = TRU(gate=False, lr_reverse=1e-4, capacity=1.0, **REVERSE_ONLY)
         result = unlearner(trained, marked)
         moves.append(
             {
@@ -246,7 +242,7 @@ def test_leaf_modules_partition_the_parameters(trained):
 
 
 def test_masked_out_parameters_stay_bit_identical(marked, trained):
-    unlearner = lowest(
+    unlearner = TRU(
         gate=False, top_k=1, capacity=0.0, num_epochs=1, repair_batches=0
     )
     result = unlearner(trained, marked)
@@ -267,7 +263,7 @@ def test_masked_out_parameters_stay_bit_identical(marked, trained):
 )
 def test_only_rows_of_the_request_move(transform, table, row, data, trained):
     marked = transform([2, 7])(data)
-    result = lowest(gate=False, capacity=1.0, num_epochs=1, repair_batches=0)(
+    result = TRU(gate=False, capacity=1.0, num_epochs=1, repair_batches=0)(
         trained, marked
     )
     old = getattr(trained, table).weight
@@ -283,17 +279,17 @@ def test_rows_both_and_all(data, trained):
     marked = ForgetInteractions(ratio=0.02)(data)
     pairs = schema.forgotten_edge_index(marked)
     shared = {'gate': False, 'capacity': 1.0, 'num_epochs': 1, 'repair_batches': 0}
-    both = lowest(rows='both', **shared)(trained, marked).model
+    both = TRU(rows='both', **shared)(trained, marked).model
     moved = (both.item_embedding.weight != trained.item_embedding.weight).any(dim=1)
     assert set(moved.nonzero().view(-1).tolist()) == set(pairs[1].tolist())
-    whole = lowest(rows='all', **shared)(trained, marked).model
+    whole = TRU(rows='all', **shared)(trained, marked).model
     moved = (whole.item_embedding.weight != trained.item_embedding.weight).any(dim=1)
     assert moved.sum() > pairs[1].unique().numel()
 
 
 def test_shared_modules_move_less(marked, trained):
     def shift(rate):
-        unlearner = lowest(
+        unlearner = TRU(
             shared_rate=rate, capacity=1.0, num_epochs=1, repair_batches=0, top_k=12
         )
         return unlearner(trained, marked).shift['purifier.image.weight']
@@ -327,7 +323,7 @@ def test_no_fusion_and_single_modality(data):
     del data['item'].x_text
     model = Rebranched.from_data(data, hidden_channels=8)
     model.rebranch = lambda branches: branches
-    result = lowest(num_epochs=1)(model, ForgetUsers([3])(data))
+    result = TRU(num_epochs=1)(model, ForgetUsers([3])(data))
     assert set(result.history[0]['alpha']) == {'id', 'image'}
     assert all(math.isfinite(a) for a in result.history[0]['alpha'].values())
     assert 'attention_query' in result.history[0]['gate_modules']
@@ -336,7 +332,7 @@ def test_no_fusion_and_single_modality(data):
         'id': branches['id'] + branches['fusion'],
         'image': branches['image'],
     }
-    result = lowest(num_epochs=1)(model, ForgetUsers([3])(data))
+    result = TRU(num_epochs=1)(model, ForgetUsers([3])(data))
     assert result.history[0]['gate_modules'] == ['preference.image']
 
 

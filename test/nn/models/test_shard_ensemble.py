@@ -138,10 +138,11 @@ def test_item_graphs_are_built_once(data, parts, monkeypatch):
     shards, owner = parts
     expected = embed(shards[1], shards[1].build_graph(by_hand(data, owner, 1)))
     calls = []
-    for module in (mgcn, item_knn_graph):
-        build = module.cosine_knn_graph
+    knn = (mgcn, 'feature_knn_graph'), (item_knn_graph, 'cosine_knn_graph')
+    for module, name in knn:
+        build = getattr(module, name)
         monkeypatch.setattr(
-            module, 'cosine_knn_graph', lambda *a, f=build: calls.append(1) or f(*a)
+            module, name, lambda *a, f=build: calls.append(1) or f(*a)
         )
     graph = ShardEnsemble(shards, owner).build_graph(data)
     assert len(calls) == 2  # One per modality.
