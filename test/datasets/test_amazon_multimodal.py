@@ -370,17 +370,23 @@ def test_root_is_a_file(tmp_path):
         AmazonMultimodal(tmp_path / 'file', 'Baby')
 
 
+BABY = (19_445, 7_050, 118_551, 20_559, 21_682)
+SPORTS = (35_598, 18_357, 218_409, 37_899, 40_029)
+CLOTHING = (39_387, 23_033, 197_338, 40_150, 41_189)
+
+
 @pytest.mark.parametrize(
-    ('name', 'sizes', 'distinct_items'),
-    [
-        ('Baby', (19_445, 7_050, 118_551, 20_559, 21_682), (7_048, 5_465, 5_560)),
-        ('Sports', (35_598, 18_357, 218_409, 37_899, 40_029), None),
-        ('Clothing', (39_387, 23_033, 197_338, 40_150, 41_189), None),
+    ('folder', 'sizes', 'distinct_items', 'modalities'),
+    [  # Items counted from the files' lines, without this package.
+        ('baby', BABY, (7_047, 5_483, 5_549), ('image', 'text')),
+        ('baby_draw1', BABY, (7_048, 5_465, 5_560), ()),
+        ('sports', SPORTS, (18_352, 13_342, 13_738), ('image', 'text')),
+        ('clothing', CLOTHING, (23_020, 16_702, 16_803), ('text',)),
     ],
 )
-def test_real_data(tmp_path, link_real, name, sizes, distinct_items):
-    link_real(f'amazon_{name.lower()}', tmp_path / name / 'raw')
-    modalities = ('image', 'text') if name == 'Baby' else ()
+def test_real_data(tmp_path, link_real, folder, sizes, distinct_items, modalities):
+    name = folder.partition('_')[0].capitalize()
+    link_real(f'amazon_{folder}', tmp_path / name / 'raw')
     data = AmazonMultimodal(tmp_path, name, modalities)[0]
     pairs = (
         data[EDGE_TYPE].edge_index,
@@ -389,7 +395,6 @@ def test_real_data(tmp_path, link_real, name, sizes, distinct_items):
     )
     found = (data['user'].num_nodes, data['item'].num_nodes)
     assert (*found, *(pair.size(1) for pair in pairs)) == sizes
-    if distinct_items is not None:
-        counts = tuple(pair[1].unique().numel() for pair in pairs)
-        assert counts == distinct_items
+    counts = tuple(pair[1].unique().numel() for pair in pairs)
+    assert counts == distinct_items
     assert schema.modalities(data) == list(modalities)

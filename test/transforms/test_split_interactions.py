@@ -10,6 +10,7 @@ from torch_geometric.transforms import ToUndirected
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.datasets import SyntheticMultimodal
 from torch_geometric_unlearn.transforms import (
+    DropForgotten,
     ForgetUsers,
     SplitInteractions,
     split_per_user,
@@ -143,6 +144,104 @@ def test_attributes_that_held_out_pairs_lack(data):
     match = r"is split already, and its training interactions carry \['time'\]"
     with pytest.raises(ValueError, match=match):
         SplitInteractions()(data)
+
+
+def timed(num_users=40):
+    data = unsplit_data()
+    num = data[EDGE].edge_index.size(1)
+    data[EDGE].time = torch.randperm(num, generator=torch.Generator().manual_seed(0))
+    return data
+
+
+def test_global_cut():
+    data = timed()
+    out = SplitInteractions(0.2, by='time')(data)
+    num = data[EDGE].edge_index.size(1)
+    num_held, train = int(0.2 * num), out[EDGE]
+    assert train.edge_index.size(1) == num - num_held
+    assert train.time.max() < out.val_edge_time.min()
+    assert out.val_edge_time.max() < out.test_edge_time.min()
+    when = {p: t for p, t in zip(as_list(data[EDGE].edge_index), data[EDGE].time)}
+    for split in ('val', 'test'):
+        pairs = as_list(out[f'{split}_edge_label_index'])
+        assert [when[p] for p in pairs] == out[f'{split}_edge_time'].tolist()
+        assert {u for u, _ in pairs} <= set(train.edge_index[0].tolist())
+
+
+def test_leave_last_out_by_brute_force():
+    data = timed()
+    out = SplitInteractions(by='last')(data)
+    expected = {'val': set(), 'test': set()}
+    for u in data[EDGE].edge_index[0].unique().tolist():
+        own = data[EDGE].edge_index[0] == u
+        items = data[EDGE].edge_index[1, own][data[EDGE].time[own].argsort()].tolist()
+        if len(items) >= 3:
+            expected['val'].add((u, items[-2]))
+            expected['test'].add((u, items[-1]))
+    for split, pairs in expected.items():
+        assert set(as_list(out[f'{split}_edge_label_index'])) == pairs
+
+
+@pytest.mark.parametrize('by', ['random', 'time', 'last'])
+def test_control_pairs(by):
+    data = timed()
+    plain = SplitInteractions(by=by)(data)
+    out = SplitInteractions(by=by, control=0.1)(data)
+    num = plain[EDGE].edge_index.size(1)
+    control = as_list(out.control_edge_label_index)
+    assert len(control) == round(0.1 * num) == out.control_edge_time.numel()
+    for key in schema.HELD_OUT:
+        assert torch.equal(out[key], plain[key])
+    both = as_list(out[EDGE].edge_index) + control
+    assert sorted(both) == sorted(as_list(plain[EDGE].edge_index))
+    assert set(plain[EDGE].edge_index[0].tolist()) == set(
+        out[EDGE].edge_index[0].tolist()
+    )
+    schema.validate(out)
+    assert schema.held_out(out, 'control').size(1) == len(control)
+    again = SplitInteractions(by='last', control=0.1)(out)  # Merged back first.
+    sizes = [again[EDGE].edge_index.size(1), *(
+        schema.held_out(again, split).size(1) for split in schema.SPLITS)]
+    kept = [out[EDGE].edge_index.size(1), *(
+        schema.held_out(out, split).size(1) for split in schema.SPLITS)]
+    assert sum(sizes) == sum(kept)
+    gone = DropForgotten()(ForgetUsers([control[0][0]])(out))
+    left = as_list(gone.control_edge_label_index)
+    assert left == [p for p in control if p[0] != control[0][0]]
+    assert gone.control_edge_time.numel() == len(left)
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'match'),
+    [
+        ({'by': 'last', 'ratio': 0.1}, "'ratio' can't act with by='last'"),
+        ({'control': 1}, r"'control' must be in \[0, 1\)"),
+        ({'by': 'newest'}, "'by' must be one of"),
+    ],
+)
+def test_bad_kinds(kwargs, match):
+    with pytest.raises(ValueError, match=match):
+        SplitInteractions(**kwargs)
+
+
+def test_bad_times_and_too_few_pairs(data):
+    with pytest.raises(ValueError, match="by='time' needs the time"):
+        SplitInteractions(by='time')(unsplit_data())
+    broken = timed()
+    broken[EDGE].time = broken[EDGE].time.double()
+    broken[EDGE].time[3] = torch.nan
+    with pytest.raises(ValueError, match=r"'time' must be finite .* 1 of"):
+        SplitInteractions(by='last')(broken)
+    with pytest.raises(ValueError, match="'control' would set 0 of"):
+        SplitInteractions(control=1e-6)(data)
+    with pytest.raises(ValueError, match='every user keeps one'):
+        SplitInteractions(control=0.99)(data)
+
+
+def test_control_pairs_must_not_be_trained_on(data):
+    data.control_edge_label_index = data[EDGE].edge_index[:, :3]
+    with pytest.raises(ValueError, match=r'control_edge.*must not overlap'):
+        schema.validate(data)
 
 
 def test_published_counts(real_data):

@@ -149,5 +149,5 @@ def test_selector_rule():
             model.weight.fill_(index)
         taken.append(selector.update(model, row, index))
     assert taken == [False, True, True, False, True, True, False, False]
-    assert selector.index == 4
-    assert float(selector.state['weight']) == 4
+    assert selector.index == 5
+    assert float(selector.state['weight']) == 5

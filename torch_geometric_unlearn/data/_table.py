@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # One modality: a frame indexed by item id, item id -> vector, or rows as in 'items'.
 ItemFeatures = Union['pd.DataFrame', Mapping[Any, Any], np.ndarray, Tensor]
 
-SPLITS = {'train': 0, 'val': 1, 'test': 2, 0: 0, 1: 1, 2: 2}
+SPLITS = {'train': 0, 'val': 1, 'test': 2, 'control': 3, 0: 0, 1: 1, 2: 2, 3: 3}
 
 
 def import_optional(name: str, feature: str) -> Any:
@@ -120,8 +120,8 @@ def read_split(column: pd.Series) -> np.ndarray:
     unknown = [v for v in values if isinstance(v, bool) or v not in SPLITS]
     if unknown:
         raise ValueError(
-            f"Column '{column.name}' must hold 'train', 'val' or 'test' (or 0, 1, 2) "
-            f'in every row (got {some(unknown)})'
+            f"Column '{column.name}' must hold 'train', 'val', 'test' or 'control' "
+            f'(or 0, 1, 2, 3) in every row (got {some(unknown)})'
         )
     return column.astype(object).map(SPLITS).to_numpy(np.int64)
 

@@ -69,8 +69,11 @@ def from_frame(
             (default: :obj:`'user'`)
         item (str, optional): Column of item ids, of any hashable type.
             (default: :obj:`'item'`)
-        split (str, optional): Column that holds :obj:`'train'`, :obj:`'val'` or
-            :obj:`'test'` (or 0, 1, 2). Without it, every interaction is for training;
+        split (str, optional): Column that holds :obj:`'train'`, :obj:`'val'`,
+            :obj:`'test'` or :obj:`'control'` (or 0, 1, 2, 3), the last for pairs that
+            are set aside for audits. Held-out rows keep their time and rating as
+            :obj:`data.val_edge_time` and so on, unless one is missing. Without it,
+            every interaction is for training;
             :class:`~torch_geometric_unlearn.transforms.SplitInteractions` splits them.
             (default: :obj:`None`)
         time (str, optional): Column of integers, kept in their unit, or of datetimes,
@@ -147,9 +150,16 @@ def from_frame(
             data.time_dtype = str(df[time].dtype)
     if rating is not None:
         store.rating = read_rating(df[rating], train.numpy())
-    if split is not None:
-        data.val_edge_label_index = pairs[:, torch.from_numpy(keep & (part == 1))]
-        data.test_edge_label_index = pairs[:, torch.from_numpy(keep & (part == 2))]
+    for place, name in enumerate(schema.SPLITS, start=1):
+        rows = keep & (part == place)
+        if split is None or (name == 'control' and not rows.any()):
+            continue
+        data[f'{name}_edge_label_index'] = pairs[:, torch.from_numpy(rows)]
+        # Held-out rows may lack what only training needs.
+        if time is not None and not df.loc[rows, time].isna().any():
+            data[f'{name}_edge_time'] = read_time(df[time], rows)
+        if rating is not None and not df.loc[rows, rating].isna().any():
+            data[f'{name}_edge_rating'] = read_rating(df[rating], rows)
     return schema.validate(data)
 
 
@@ -200,7 +210,7 @@ def to_frame(data: HeteroData) -> pd.DataFrame:
     r"""Returns all interactions as a table, with the caller's ids where known.
 
     Columns are :obj:`user`, :obj:`item`, :obj:`split` and, where the training edges
-    have them, :obj:`time` and :obj:`rating`, which are missing in held-out rows.
+    have them, :obj:`time` and :obj:`rating`, missing in held-out rows that lack them.
     The id columns are categorical and list every user and item by internal id, so that
     :obj:`from_frame(to_frame(data), split='split')` assigns the same ids again, also
     to users and items without rows. Features are not part of the table.
@@ -212,8 +222,8 @@ def to_frame(data: HeteroData) -> pd.DataFrame:
     pd = import_pandas()
     schema.validate(data)
     store = data[schema.EDGE_TYPE]
-    parts = [store.edge_index, schema.held_out(data, 'val')]
-    parts.append(schema.held_out(data, 'test'))
+    parts = [store.edge_index]
+    parts += [schema.held_out(data, split) for split in schema.SPLITS]
     sizes = [part.size(1) for part in parts]
     pairs = torch.cat(parts, dim=1).cpu().numpy()
 
@@ -221,15 +231,23 @@ def to_frame(data: HeteroData) -> pd.DataFrame:
     for codes, node_type in zip(pairs, (schema.USER, schema.ITEM)):
         ids = pd.Index(_raw_ids(data, node_type), tupleize_cols=False)
         out[node_type] = pd.Categorical.from_codes(codes, categories=ids)
-    out['split'] = np.repeat(['train', 'val', 'test'], sizes)
+    out['split'] = np.repeat(['train', *schema.SPLITS], sizes)
     rows = pd.RangeIndex(len(out['split']))
     for key in ('time', 'rating'):
         if key not in store:
             continue
-        column = pd.Series(store[key].cpu().numpy())
+        values, index = [store[key].cpu().numpy()], [rows[: sizes[0]]]
+        end = sizes[0]
+        for split, size in zip(schema.SPLITS, sizes[1:]):
+            if f'{split}_edge_{key}' in data:
+                values.append(data[f'{split}_edge_{key}'].cpu().numpy())
+                index.append(rows[end : end + size])
+            end += size
+        column = pd.Series(np.concatenate(values))
+        column.index = index[0].append(index[1:])
         if key == 'time' and 'time_dtype' in data:
             column = column.astype(data.time_dtype)
-        elif key == 'time' and sum(sizes[1:]) > 0:
+        elif key == 'time' and len(column) < len(rows):
             column = column.astype('Int64')  # Integers with missing ones, lossless.
         out[key] = column.reindex(rows)
     return pd.DataFrame(out)

@@ -13,6 +13,12 @@ where                                      what
 ``data['item', 'rev_interacts', 'user']``  optional, the same pairs flipped
 ``data.val_edge_label_index``              held-out pairs ``[2, *]`` int64
 ``data.test_edge_label_index``             held-out pairs ``[2, *]`` int64
+``data.control_edge_label_index``          optional pairs ``[2, *]`` int64 that were
+                                           drawn from the training pairs and are
+                                           never trained on nor stopped by: what a
+                                           trained pair would be without memory
+``data.<split>_edge_<attr>``               optional attributes of held-out pairs such
+                                           as ``val_edge_time``, of their length
 ``data.forget_level``                      ``user``, ``item``, ``interaction`` or
                                            ``mixed``
 =========================================  =====================================
@@ -28,6 +34,8 @@ USER = 'user'
 ITEM = 'item'
 EDGE_TYPE = (USER, 'interacts', ITEM)
 REV_EDGE_TYPE = (ITEM, 'rev_interacts', USER)
+SPLITS = ('val', 'test', 'control')
+CONTROL = 'control_edge_label_index'
 HELD_OUT = ('val_edge_label_index', 'test_edge_label_index')
 FORGET_LEVELS = ('user', 'item', 'interaction', 'mixed')
 
@@ -83,16 +91,26 @@ def forgotten_edge_index(data: HeteroData) -> Tensor:
 
 
 def held_out(data: HeteroData, split: str) -> Tensor:
-    r"""Returns the held-out pairs :obj:`[2, *]` of :obj:`'val'` or :obj:`'test'`.
+    r"""Returns the held-out pairs :obj:`[2, *]` of :obj:`'val'`, :obj:`'test'` or
+    :obj:`'control'`.
 
     Empty if :obj:`data` holds no such split.
     """
-    if split not in ('val', 'test'):
-        raise ValueError(f"'split' must be 'val' or 'test' (got '{split}')")
+    if split not in SPLITS:
+        raise ValueError(f"'split' must be one of {SPLITS} (got '{split}')")
     key = f'{split}_edge_label_index'
     if key in data:
         return data[key]
     return data[EDGE_TYPE].edge_index.new_empty((2, 0))
+
+
+def held_out_attrs(data: HeteroData, split: str) -> list[str]:
+    r"""Returns the names of the attributes that the pairs of a split have kept, such as
+    :obj:`'time'` for :obj:`data.val_edge_time`.
+    """
+    prefix = f'{split}_edge_'
+    keys = [key for key in data.keys() if key.startswith(prefix)]
+    return [key[len(prefix) :] for key in keys if key != f'{prefix}label_index']
 
 
 def deleted_pairs(data: HeteroData, pairs: Tensor) -> Tensor:
@@ -250,7 +268,7 @@ def _check_held_out(data: HeteroData) -> None:
     items = num_items(data)
     seen = pair_codes(data[EDGE_TYPE].edge_index, items)
     where = 'training'
-    for key in HELD_OUT:
+    for key in (*HELD_OUT, CONTROL):
         if key not in data:
             continue
         check_pairs(data[key], num_users(data), items, f'data.{key}')
@@ -263,7 +281,16 @@ def _check_held_out(data: HeteroData) -> None:
                 f'{int(leaked.sum())} pairs do (first: user {code // items}, item '
                 f'{code % items}). Held-out pairs would leak into the model.'
             )
-        seen, where = torch.cat([seen, codes]), 'training or validation'
+        where = 'training or validation' if where == 'training' else 'other'
+        seen = torch.cat([seen, codes])
+        split = key.partition('_')[0]
+        for name in held_out_attrs(data, split):
+            length = len(data[f'{split}_edge_{name}'])
+            if length != codes.numel():
+                raise ValueError(
+                    f"'data.{split}_edge_{name}' must have length {codes.numel()}, one "
+                    f'entry per pair (got {length}). Cut it along with the pairs.'
+                )
 
 
 def _check_reverse(data: HeteroData) -> None:

@@ -18,7 +18,8 @@ class DropForgotten(BaseTransform):
     r"""Deletes what a request marked (functional name: :obj:`drop_forgotten`).
 
     Removes the marked interactions in both directions with every edge attribute, the
-    held-out pairs of deleted users and items, and the request itself. Node ids never
+    held-out pairs of deleted users and items with their attributes, and the request
+    itself. Node ids never
     shift: a deleted user stays as a node without edges, so that embedding tables keep
     their rows. Data without a request is returned unchanged.
 
@@ -47,9 +48,15 @@ class DropForgotten(BaseTransform):
             _keep_edges(reverse, ~gone)
         _keep_edges(store, keep)
 
-        for key in schema.HELD_OUT:
-            if key in data:
-                data[key] = data[key][:, ~schema.deleted_pairs(data, data[key])]
+        for split in schema.SPLITS:
+            key = f'{split}_edge_label_index'
+            if key not in data:
+                continue
+            kept = ~schema.deleted_pairs(data, data[key])
+            data[key] = data[key][:, kept]
+            for name in schema.held_out_attrs(data, split):
+                name = f'{split}_edge_{name}'
+                data[name] = select_edges(data[name], kept)
         for key in (*REQUEST_KEYS, 'forget_level'):
             if key in data:
                 del data[key]
