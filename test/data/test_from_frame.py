@@ -316,7 +316,7 @@ PARTIAL = {'pen': [1.0]}
         ({'users': [None]}, ValueError, "'users' must not hold missing ids"),
         ({'users': [['a']]}, TypeError, "'users' must hold hashable ids"),
         ({'items': ['a', 'b', 'a']}, ValueError, "unique ids \\(got 'a' twice"),
-        ({'split': 'user'}, ValueError, "'train', 'val', 'test' or 'control'.*got 'ann', 'bob'"),
+        ({'split': 'user'}, ValueError, "'test' or 'control'.*got 'ann', 'bob'"),
         ({'time': 'user'}, TypeError, "Column 'user' must hold integers or datetimes"),
         ({'rating': 'user'}, TypeError, "Column 'user' must hold numbers as rating"),
         (

@@ -133,8 +133,8 @@ def test_every_section_is_filled(inputs, full):
     rows = {row['module']: row for row in full['modules']['rows']}
     first = inputs['result'].history[0]
     assert set(rows) == set(first['sensitivity'])
-    assert rows['item_embedding']['mask'] == 1
-    assert rows['user_embedding']['mask'] == 0  # Fresh rows stay as drawn.
+    assert rows['user_embedding']['mask'] == 1
+    assert rows['item_embedding']['mask'] == 0  # No row of the request.
     shift = inputs['result'].shift['item_embedding.weight']
     assert rows['item_embedding']['shift'] == pytest.approx(shift, rel=1e-4)
     assert full['branches']['scales']['id'][0] == first['alpha']['id']

@@ -13,6 +13,7 @@ from .completion import (
     completion,
     completion_yardstick,
 )
+from .exchangeability import exchangeability
 from .likelihood_ratio import likelihood_ratio
 from .membership import compare_membership, hold_out_users, membership, self_check
 from .relearn import relearn_time
@@ -29,6 +30,7 @@ __all__ = [
     'compare_membership',
     'completion',
     'completion_yardstick',
+    'exchangeability',
     'hold_out_users',
     'likelihood_ratio',
     'membership',

@@ -281,6 +281,28 @@ def bootstrap(
     seed: int,
 ) -> dict[str, list[float]]:
     r"""Returns 95% percentile intervals by metric, resampling whole groups."""
+    values = resample(score, guess, label, group, num_bootstrap, seed)
+    return {name: percentiles(value) for name, value in values.items()}
+
+
+def percentiles(values: Tensor) -> list[float]:
+    r"""Returns the 95% percentile interval of resampled values."""
+    quantile = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    return values.nanquantile(quantile).tolist()
+
+
+def resample(
+    score: Tensor,
+    guess: Tensor,
+    label: Tensor,
+    group: Tensor,
+    num_bootstrap: int,
+    seed: int,
+) -> dict[str, Tensor]:
+    r"""Returns every metric on resamples of whole groups, float64
+    :obj:`[num_bootstrap]`; the same seed and groups give the same resamples, so that
+    two models can be compared on each.
+    """
     _, index = group.unique(return_inverse=True)
     num = int(index.max()) + 1
     rng = generator(seed)
@@ -292,12 +314,7 @@ def bootstrap(
         weight = torch.zeros(size, num, dtype=torch.float64)
         weight.scatter_add_(1, draw, torch.ones_like(weight))
         parts.append(attack_figures(score, guess, label, weight[:, index]))
-    quantile = torch.tensor([0.025, 0.975], dtype=torch.float64)
-    out = {}
-    for name in METRICS:
-        values = torch.cat([part[name] for part in parts])
-        out[name] = values.nanquantile(quantile).tolist()
-    return out
+    return {name: torch.cat([part[name] for part in parts]) for name in METRICS}
 
 
 def fill_result(

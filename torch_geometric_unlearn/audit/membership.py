@@ -28,18 +28,24 @@ from ._attack import (
     MIN_EXAMPLES,
     Attacker,
     MembershipResult,
+    attack_figures,
     check_classifiers,
     compare_features,
     cross_validate,
     fill_direction,
     fill_result,
+    percentiles,
     plot_scores,
     require_sklearn,
+    resample,
 )
 from ._features import PairFeatures
+from ._matching import Matcher, occurrence
+from .exchangeability import compare_covariates
 
 #: Where :meth:`hold_out_users` keeps the pairs of users that are never trained on.
 NEVER_TRAINED = 'never_trained_edge_label_index'
+NEGATIVES = ('auto', 'control', 'heldout', 'random')
 #: Items that a retained user shares with a deleted one to count as a neighbour.
 MIN_SHARED = 3
 #: Above this balanced accuracy, a comparison of equals is confounded.
@@ -95,7 +101,7 @@ def membership(
     graph: Any = None,
     mode: str = 'direct',
     level: str = 'pair',
-    negatives: str = 'heldout',
+    negatives: str = 'auto',
     classifiers: Sequence[str] = CLASSIFIERS,
     num_folds: int = 5,
     max_examples: int = 10_000,
@@ -110,15 +116,23 @@ def membership(
     degrees or ids, as the scores of the original would give membership away
     [ours: papers on unlearning report balanced accuracies, but no attacker].
 
-    **Examples.** Members are the forgotten pairs, non-members the test pairs of the
-    same users (of the same items in an item-level request), equally many per user
-    (item). The split being random, a model that has seen neither can't tell them
-    apart, so retraining gives 0.5. As users with a short history have a larger share
-    of it in the test split, the members of an item are drawn such that their users are
-    a sample like those of its test pairs; they still have one retained pair less, so
-    look at retraining's value there. Random pairs
+    **Examples.** Members are the forgotten pairs, non-members the control pairs of the
+    same users (of the same items in an item-level request), or else their test pairs,
+    equally many per user (item). The split being random, a model that has seen neither
+    can't tell them apart, so retraining gives 0.5. As users with a short history have
+    a larger share of it in the test split, the members of an item are drawn such that
+    their users are a sample like those of its test pairs; they still have one retained
+    pair less, so look at retraining's value there. Random pairs
     (:obj:`negatives='random'`) are separated by any good recommender without memory
     and are offered for comparison only.
+
+    **Yardstick.** Under a split by time, test pairs differ from trained ones without
+    any memory. :obj:`details['exchangeability']` says whether members and non-members
+    can be told apart by popularity, activity and time alone, and, if so,
+    :obj:`details['weighted']` has the figures with overlap weights, under which both
+    sides agree in these [ours]. Control pairs
+    (:class:`~torch_geometric_unlearn.transforms.SplitInteractions`) and the value of a
+    retrained model (:meth:`compare_membership`) are the better yardsticks.
 
     **Modes.** :obj:`'direct'` is the headline: cross-validation over these examples,
     grouped by user (item), which finds *any* difference, also pairs pushed too far
@@ -153,8 +167,10 @@ def membership(
             (default: :obj:`'direct'`)
         level (str, optional): :obj:`'pair'`, :obj:`'user'` or :obj:`'neighbours'`.
             (default: :obj:`'pair'`)
-        negatives (str, optional): :obj:`'heldout'` or :obj:`'random'`, for pairs only.
-            (default: :obj:`'heldout'`)
+        negatives (str, optional): :obj:`'control'`, :obj:`'heldout'` for the test
+            split, :obj:`'random'`, or :obj:`'auto'` for control pairs where at least 50
+            can be compared and the test split elsewhere; for pairs only.
+            (default: :obj:`'auto'`)
         classifiers (sequence, optional): Candidates, of which the better one on the
             training side is used: logistic regression and gradient boosting (200 trees
             of depth 3). (default: :obj:`('logistic', 'boosting')`)
@@ -214,7 +230,7 @@ def compare_membership(
     data: HeteroData,
     modes: Sequence[str] = ('direct', 'transfer'),
     level: str = 'pair',
-    negatives: str = 'heldout',
+    negatives: str = 'auto',
     classifiers: Sequence[str] = CLASSIFIERS,
     num_folds: int = 5,
     max_examples: int = 10_000,
@@ -230,7 +246,11 @@ def compare_membership(
     .. math::
         \textrm{priv_gap} = \textrm{BalAcc}(\theta) - \textrm{BalAcc}(\theta_R), \qquad
         \textrm{auc_relative} = 100 \,
-        \frac{\textrm{AUC}(\theta) - \textrm{AUC}(\theta_R)}{\textrm{AUC}(\theta_R)}.
+        \frac{\textrm{AUC}(\theta) - \textrm{AUC}(\theta_R)}{\textrm{AUC}(\theta_R)},
+
+    and :obj:`excess_balanced_accuracy` and :obj:`excess_auc` over the retrained model,
+    with 95% intervals :obj:`_low` and :obj:`_high` from resamples of users (items) on
+    which both models are compared.
 
     Args:
         models (dict): Models by name.
@@ -239,7 +259,7 @@ def compare_membership(
             (default: :obj:`('direct', 'transfer')`)
         level (str, optional): As for :meth:`membership`. (default: :obj:`'pair'`)
         negatives (str, optional): As for :meth:`membership`.
-            (default: :obj:`'heldout'`)
+            (default: :obj:`'auto'`)
         classifiers (sequence, optional): As for :meth:`membership`.
             (default: :obj:`('logistic', 'boosting')`)
         num_folds (int, optional): As for :meth:`membership`. (default: :obj:`5`)
@@ -282,12 +302,14 @@ def compare_membership(
     if level == 'neighbours':
         modes = ('direct',)
     rows: list[dict[str, Any]] = []
-    results = []
+    results, resamples = [], {}
     for name, model in models.items():
         graph = model.build_graph(in_service(data)) if name == 'original' else None
         source = audit.source(model, graph)
         for mode in modes:
             result = audit(source, mode)
+            if 'retrain' in models and result.auc == result.auc:
+                resamples[name, mode] = audit.resample()
             row: dict[str, Any] = {'method': name, 'mode': mode, 'level': level}
             row |= {key: getattr(result, key) for key in (*METRICS, 'deviation')}
             row |= {'direction': result.direction, 'classifier': result.classifier}
@@ -304,6 +326,7 @@ def compare_membership(
             change = row['auc'] - ours['auc']
             relative = 100 * change / ours['auc'] if ours['auc'] else math.nan
             row['auc_relative'] = relative
+            row |= _excess(row, ours, resamples)
         if 'direct' in reference and level != 'neighbours':
             confounded = reference['direct']['balanced_accuracy'] > MAX_NULL
     else:
@@ -366,7 +389,7 @@ def self_check(
     audit = _Audit(
         data,
         'pair',
-        'heldout',
+        'auto',
         classifiers,
         num_folds,
         max_examples,
@@ -450,7 +473,7 @@ class _Audit:
         seed: int,
     ) -> None:
         self.level = check_choice(level, 'level', ('pair', 'user', 'neighbours'))
-        self.negatives = check_choice(negatives, 'negatives', ('heldout', 'random'))
+        self.negatives = check_choice(negatives, 'negatives', NEGATIVES)
         self.classifiers = check_classifiers(classifiers)
         self.num_folds = check_int(num_folds, 'num_folds', 2)
         self.max_examples = check_int(max_examples, 'max_examples', 1)
@@ -469,7 +492,7 @@ class _Audit:
         self.train = on_cpu[schema.EDGE_TYPE].edge_index
         self.retained = schema.retained_edge_index(on_cpu)
         self.forgotten = schema.forgotten_edge_index(on_cpu)
-        self.held_out = {s: schema.held_out(on_cpu, s) for s in ('val', 'test')}
+        self.held_out = {s: schema.held_out(on_cpu, s) for s in schema.SPLITS}
         self.never_trained = never_trained_pairs(on_cpu)
         self.sizes = schema.num_users(data), schema.num_items(data)
         by_item = 'forget_level' in data and data.forget_level == 'item'
@@ -477,6 +500,8 @@ class _Audit:
         self.neighbors = content_neighbors(schema.features(data).values())
         # Both modes are tested on the same examples, as are all models.
         self.train_set: Examples | None = None
+        self.raw: tuple[Tensor, Tensor] = (torch.empty(0), torch.empty(0))
+        self.balance: tuple[dict[str, Any], Tensor] | None = None
         self.rng = generator(seed)
         if level == 'pair':
             self.test, self.outside = self._test_pairs(), None
@@ -542,29 +567,70 @@ class _Audit:
             result.classifier = attacker.name
         size = self.num_bootstrap
         fill_result(result, score, guess, label, test.group, size, self.seed)
+        self.raw = score, guess
+        if test is self.test and self.level == 'pair' and self.negatives != 'random':
+            self._add_balance(result, score, guess)
         result.features = compare_features(x, label, names)
         result.scores, above = plot_scores(x, label, names, self.seed)
         if self.level != 'neighbours':
             fill_direction(result, above)
         return result
 
+    def _add_balance(
+        self, result: MembershipResult, score: Tensor, guess: Tensor
+    ) -> None:
+        r"""Says what the examples differ in without a model, and weighs it away."""
+        test = self.test
+        if self.balance is None:  # Does not depend on the model.
+            self.balance = compare_covariates(
+                self.data,
+                test.pairs,
+                test.label,
+                self.row,
+                self.num_bootstrap,
+                self.seed,
+            )
+        found, log_odds = self.balance
+        result.details |= {'negatives': self.negatives, 'exchangeability': found}
+        if found['exchangeable']:
+            return
+        propensity = log_odds.sigmoid()
+        weight = torch.where(test.label, 1 - propensity, propensity).unsqueeze(0)
+        figures = attack_figures(score, guess, test.label, weight)
+        result.details['weighted'] = {k: float(v) for k, v in figures.items()}
+
+    def resample(self) -> dict[str, Tensor]:
+        r"""Returns the metrics of the last attack on resamples of the groups."""
+        test = self.test
+        size = self.num_bootstrap
+        return resample(*self.raw, test.label, test.group, size, self.seed)
+
     def null_examples(self) -> Examples:
         r"""Returns held-out pairs under labels that mean nothing."""
-        pairs = torch.cat(list(self.held_out.values()), dim=1)
+        pairs = torch.cat([self.held_out['val'], self.held_out['test']], dim=1)
         self.rng = generator(self.seed)
         order = self._shuffled(torch.arange(pairs.size(1)))
         pairs = pairs[:, order[pairs[0, order].argsort(stable=True)]]
-        even = _occurrence(pairs[0]) % 2 == 0
+        even = occurrence(pairs[0]) % 2 == 0
         # The first of an odd number has no partner; which one it is, is random.
         members, others = self._matched(pairs[:, even], pairs[:, ~even], 0)
         return Examples.of_pairs(members, others, 0)
 
     def _test_pairs(self) -> Examples:
+        if self.negatives == 'auto':
+            self.negatives = 'heldout'
+            if self.held_out['control'].size(1) > 0:
+                self.negatives = 'control'
+                examples = self._test_pairs()
+                if min(examples.counts) >= MIN_EXAMPLES:
+                    return examples
+                self.negatives, self.rng = 'heldout', generator(self.seed)
+        split = 'control' if self.negatives == 'control' else 'test'
         if self.negatives == 'random':
             others = self._random_pairs(self.forgotten)
         else:
-            others = self.held_out['test']
-        members, others = self._matched(self.forgotten, others, self.row, 'test')
+            others = self.held_out[split]
+        members, others = self._matched(self.forgotten, others, self.row, split)
         return Examples.of_pairs(members, others, self.row)
 
     def _test_users(self) -> tuple[Examples, Tensor]:
@@ -631,7 +697,7 @@ class _Audit:
     ) -> tuple[Tensor, Tensor]:
         r"""Returns equally many pairs of both kinds per group, within the cap."""
         key = -torch.rand(members.size(1), generator=self.rng).log()
-        if split and self.negatives == 'heldout':
+        if split and self.negatives != 'random':
             # An exponential race: drawn in proportion to the weights. It makes the
             # users of the members of an item a sample like those of the test pairs.
             held = self.held_out[split][0].bincount(minlength=self.sizes[0])
@@ -640,14 +706,9 @@ class _Audit:
             key = key / weight[members[0]]
         members = members[:, key.argsort()]
         others = others[:, self._shuffled(torch.arange(others.size(1)))]
-        sides = []
-        for pairs, against in ((members, others), (others, members)):
-            pairs = pairs[:, pairs[row].argsort(stable=True)]
-            size = 1 + max(_maximum(pairs[row]), _maximum(against[row]))
-            limit = against[row].bincount(minlength=size)
-            sides.append(pairs[:, _occurrence(pairs[row]) < limit[pairs[row]]])
-        keep = self._shuffled(torch.arange(sides[0].size(1)))[: self.max_examples]
-        return sides[0][:, keep], sides[1][:, keep]
+        matcher = Matcher(self.seed, self.max_examples)
+        matcher.rng = self.rng
+        return matcher.limited(members, others, row)
 
     def _random_pairs(self, pairs: Tensor) -> Tensor:
         r"""Returns as many pairs of the same users (items) that nobody has made."""
@@ -666,12 +727,30 @@ class _Audit:
         return ids[torch.randperm(ids.numel(), generator=self.rng)]
 
 
+def _excess(
+    row: dict[str, Any],
+    reference: dict[str, Any],
+    resamples: dict[tuple[str, str], dict[str, Tensor]],
+) -> dict[str, float]:
+    out = {}
+    ours = resamples.get((row['method'], row['mode']))
+    theirs = resamples.get((reference['method'], reference['mode']))
+    for name in ('balanced_accuracy', 'auc'):
+        key = f'excess_{name}'
+        out[key] = row[name] - reference[name]
+        low, high = math.nan, math.nan
+        if ours is not None and theirs is not None:
+            low, high = percentiles(ours[name] - theirs[name])
+        out |= {f'{key}_low': low, f'{key}_high': high}
+    return out
+
+
 def _self_check(audit: _Audit, original: Any) -> dict[str, Any]:
-    if audit.level != 'pair' or audit.negatives != 'heldout':
+    if audit.level != 'pair' or audit.negatives == 'random':
         audit = _Audit(
             audit.data,
             'pair',
-            'heldout',
+            'auto',
             audit.classifiers,
             audit.num_folds,
             audit.max_examples,
@@ -704,14 +783,3 @@ def _warn_too_few(examples: Examples, side: str, level: str) -> None:
         f'NaN. {advice}',
         stacklevel=5,
     )
-
-
-def _occurrence(ids: Tensor) -> Tensor:
-    r"""Returns for sorted ids how often each has come before, int64 :obj:`[n]`."""
-    _, count = ids.unique_consecutive(return_counts=True)
-    start = (count.cumsum(0) - count).repeat_interleave(count)
-    return torch.arange(ids.numel()) - start
-
-
-def _maximum(ids: Tensor) -> int:
-    return int(ids.max()) if ids.numel() > 0 else 0

@@ -442,6 +442,8 @@ def _audits(audits: Mapping[str, Any]) -> str:
             body += f'<p>{escape(model)}: {page.failed(reason)}</p>'
         if any('balanced_accuracy' in out for out in good.values()):
             body += _membership(good)
+        elif any('num_targets' in out for out in good.values()):
+            body += _completion(good)
         elif any(isinstance(out.get('recovered'), Mapping) for out in good.values()):
             body += ''.join(_closeness(m, out) for m, out in good.items())
         elif good:
@@ -495,6 +497,23 @@ def _membership(models: Mapping[str, Any]) -> str:
     edges = [f'{left:.2f}' for left in bins['edges'][:-1]]
     numbers = page.series_table('From', edges, sides)
     return how + table + page.figure(plot, caption, numbers)
+
+
+def _completion(models: Mapping[str, Any]) -> str:
+    head = [('Model', ''), ('AUC', '95 % interval'), ('Users', ''), ('Guesses', '')]
+    rows = []
+    for name, out in models.items():
+        low, high = (page.cell(bound) for bound in out['interval'])
+        cells = [escape(name), f'{page.cell(out["auc"])} [{low}, {high}]']
+        cells += [page.cell(out[key]) for key in ('num_users', 'num_targets')]
+        rows.append((cells, name == 'unlearned'))
+    how = (
+        '<p>Someone who knows half of what a user had bought asks the model for the '
+        'deleted rest: how often does a deleted item come before equally popular ones '
+        'that the user never bought? 0.5 is guessing. Items that belong together '
+        'anyway are found too, so the retrained model’s figure is the goal.</p>'
+    )
+    return how + page.grid(head, rows)
 
 
 def _closeness(name: str, out: Mapping[str, Any]) -> str:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 
 #: Audits that a full report holds.
-AUDITS = ('membership', 'backdoor', 'closeness')
+AUDITS = ('membership', 'completion', 'backdoor', 'closeness')
 
 
 def build_report(
@@ -137,8 +137,9 @@ def build_report(
             trained. (default: :obj:`None`)
         tolerance (dict, optional): Largest distance from retraining: :obj:`'forget'`
             in the share of deleted pairs in the list, :obj:`'retain'` as relative loss
-            of retained NDCG, :obj:`'membership'` in balanced accuracy.
-            (default: :obj:`{'forget': 0.02, 'retain': 0.05, 'membership': 0.05}`)
+            of retained NDCG, :obj:`'membership'` in balanced accuracy,
+            :obj:`'completion'` in AUC. (default: :obj:`{'forget': 0.02,
+            'retain': 0.05, 'membership': 0.05, 'completion': 0.05}`)
         k (int, optional): Length of the lists. (default: :obj:`20`)
         seed (int, optional): Seed of samples. (default: :obj:`0`)
         show_ids (bool, optional): Whether to print ids instead of pseudonyms, the

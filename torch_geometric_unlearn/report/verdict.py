@@ -11,7 +11,7 @@ from torch import Tensor
 from torch_geometric_unlearn.utils.check import check_float
 
 #: How far from retraining still counts as the same [ours].
-TOLERANCE = {'forget': 0.02, 'retain': 0.05, 'membership': 0.05}
+TOLERANCE = {'forget': 0.02, 'retain': 0.05, 'membership': 0.05, 'completion': 0.05}
 
 
 def check_tolerance(tolerance: Mapping[str, float] | None) -> dict[str, float]:
@@ -51,6 +51,11 @@ def judge(content: Mapping[str, Any], limits: Mapping[str, float]) -> dict[str, 
                 for model, out in audit['models'].items()
             }
             measures.append(_judge(name, 'membership', values, limits['membership']))
+        if name == 'completion' and audit['models']:
+            values = {
+                model: _number(out, 'auc') for model, out in audit['models'].items()
+            }
+            measures.append(_judge(name, 'completion', values, limits['completion']))
     sentences = _sentences(request, content['method'], measures, rows, k, content)
     known = [m['within'] for m in measures if m['within'] is not None]
     status = 'unknown'
@@ -198,10 +203,22 @@ def _sentence(measure: Mapping[str, Any], k: int) -> str:
             f'{text}, against {goal:.4f} after retraining: {place} the tolerance of '
             f'a relative loss of {_percent(limit)}.'
         )
+    if measure['kind'] == 'completion':
+        text = (
+            f'Someone who knows half of what a deleted user had bought finds the rest '
+            f'in {_percent(value)} of comparisons with equally popular items (50.0 % '
+            f'is guessing)'
+        )
+        return _against(text, measure, points)
     text = (
         f'An attacker who must tell deleted from never-seen interactions is right in '
         f'{_percent(value)} of cases ({measure["name"]}; 50.0 % is guessing)'
     )
+    return _against(text, measure, points)
+
+
+def _against(text: str, measure: Mapping[str, Any], points: str) -> str:
+    goal = measure['retrained']
     if goal is None:
         return f'{text}.'
     place = 'within' if measure['within'] else 'outside'
