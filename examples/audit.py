@@ -1,4 +1,4 @@
-r"""Forgets 5 % of the users with TRU, audits the result, and writes a report that a
+r"""Forgets 5 % of the users by partial retraining, audits the result, and writes a report that a
 privacy team can read: report.html and report.json.
 
     python examples/audit.py                     # Generated data, no network needed.
@@ -16,7 +16,7 @@ import sys
 
 import torch
 
-from torch_geometric_unlearn.audit import membership
+from torch_geometric_unlearn.audit import completion, membership
 from torch_geometric_unlearn.datasets import SyntheticMultimodal
 from torch_geometric_unlearn.metrics import closeness
 from torch_geometric_unlearn.nn import MGCN
@@ -26,7 +26,13 @@ from torch_geometric_unlearn.transforms import (
     ForgetItems,
     ForgetUsers,
 )
-from torch_geometric_unlearn.unlearn import TRU, EdgeDrop, Retrain, RowReset
+from torch_geometric_unlearn.unlearn import (
+    TRU,
+    EdgeDrop,
+    PartialRetrain,
+    Retrain,
+    RowReset,
+)
 
 parser = argparse.ArgumentParser(allow_abbrev=False)
 parser.add_argument('--size', default='small', help='of the generated data')
@@ -60,12 +66,13 @@ model = build_model(data)
 fit(model, data, seed=args.seed, **settings)
 
 # 2. Unlearn, and have something to compare with: the model that never saw the data,
-#    and two controls that train nothing.
-result = TRU(batch_size=512, seed=args.seed)(model, marked)
+#    two controls that train nothing, and another method.
+result = PartialRetrain(batch_size=512, seed=args.seed)(model, marked)
 retrained = Retrain(build_model, seed=args.seed, **settings)(model, marked)
 controls = {
     'edge drop': EdgeDrop(seed=args.seed)(model, marked),
     'row reset': RowReset(seed=args.seed)(model, marked),
+    'TRU': TRU(batch_size=512, seed=args.seed)(model, marked),
 }
 
 # 3. Audit. Functions run inside of the report, which says what failed and why.
@@ -73,6 +80,7 @@ models = {
     'retrained': retrained.model,
     'unlearned': result.model,
     'row reset': controls['row reset'].model,
+    'TRU': controls['TRU'].model,
 }
 audits = {
     f'membership {mode}': {
@@ -80,6 +88,10 @@ audits = {
         for name, model in models.items()
     }
     for mode in ('direct', 'transfer')
+}
+audits['completion'] = {
+    name: lambda model=model: completion(model, marked)
+    for name, model in models.items()
 }
 audits['closeness'] = {
     'unlearned': lambda: closeness(result.model, retrained.model, marked, model)

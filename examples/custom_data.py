@@ -13,7 +13,7 @@ from torch_geometric_unlearn.data import from_frame, raw_to_internal
 from torch_geometric_unlearn.nn import MGCN
 from torch_geometric_unlearn.train import fit
 from torch_geometric_unlearn.transforms import ForgetUsers, SplitInteractions
-from torch_geometric_unlearn.unlearn import TRU
+from torch_geometric_unlearn.unlearn import PartialRetrain
 
 # 1. A shop's purchases: customers named by mail address, products by a code. Half of
 # the customers like garden products, the other half like books.
@@ -50,7 +50,7 @@ bought = frame[frame.customer == customer]['product'].tolist()
 print(f'{customer} bought: {", ".join(bought)}')
 print(f'recommended before: {", ".join(top(model, data, customer))}')
 
-result = TRU()(model, ForgetUsers(raw_users=[customer])(data))
+result = PartialRetrain()(model, ForgetUsers(raw_users=[customer])(data))
 left = int((result.data['user', 'interacts', 'item'].edge_index[0] == 7).sum())
 print(f'forgotten in {result.seconds:.1f} s; purchases left in the data: {left}')
 other = 'customer9@shop.org'

@@ -33,7 +33,7 @@ def share_in_top(model, graph, pairs, known, k):
 
 @pytest.mark.parametrize(('transform', 'row'), [(ForgetUsers, 0), (ForgetItems, 1)])
 def test_levels_by_brute_force(transform, row, data, trained, monkeypatch):
-    monkeypatch.setattr(selection, 'MIN_REFERENCE', 1)
+    monkeypatch.setattr(selection, 'MIN_PAIRS', 1)
     marked = transform(list(range(10)))(data)
     retained = DropForgotten()(marked)
     graph = trained.build_graph(retained)

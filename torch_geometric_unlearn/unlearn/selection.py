@@ -16,9 +16,8 @@ from torch_geometric_unlearn.metrics import embed, ranking_metrics
 from torch_geometric_unlearn.utils.seed import generator
 from torch_geometric_unlearn.utils.topk import pair_hits
 
-#: With fewer reference pairs than this, all validation pairs are the reference.
-MIN_REFERENCE = 200
-#: With fewer validation pairs than this, nothing can be said of the forget level.
+#: With fewer reference pairs of the same users (items), all validation pairs are the
+#: reference; with fewer of these, nothing can be said of the forget level.
 MIN_PAIRS = 20
 
 
@@ -28,7 +27,7 @@ class ForgetTarget:
     The *forget level* is the share of forgotten pairs with rank at most :math:`K` when
     all other known positives of the user are masked; the *reference level* is the same
     share over the validation pairs of the same users (of the same items in an
-    item-level request), or, with fewer than 200 of these, over all validation pairs.
+    item-level request), or, with fewer than 20 of these, over all validation pairs.
     The target is met if the forget level is at most the reference level plus
     :obj:`tolerance` [ours: the papers name validation sets but no rule].
 
@@ -109,7 +108,7 @@ class ForgetTarget:
         item_level = 'forget_level' in data and data.forget_level == 'item'
         row = 1 if item_level else 0
         same = torch.isin(validation[row], self.forgotten[row])
-        return validation[:, same] if int(same.sum()) >= MIN_REFERENCE else validation
+        return validation[:, same] if int(same.sum()) >= MIN_PAIRS else validation
 
 
 def popularity_matched_pairs(

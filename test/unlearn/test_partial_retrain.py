@@ -1,0 +1,263 @@
+import copy
+import math
+
+import pytest
+import torch
+from torch_geometric.nn import LightGCN as PyGLightGCN
+
+from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.metrics import evaluate_request
+from torch_geometric_unlearn.nn import MGCN, MIGGT, LightGCN, RecommenderAdapter
+from torch_geometric_unlearn.testing import check_unlearner
+from torch_geometric_unlearn.testing._snapshot import assert_same, snapshot
+from torch_geometric_unlearn.transforms import (
+    DropForgotten,
+    ForgetInteractions,
+    ForgetItems,
+    ForgetUsers,
+)
+from torch_geometric_unlearn.unlearn import (
+    EdgeDrop,
+    PartialRetrain,
+    Retrain,
+    RowReset,
+    partial_retrain,
+)
+from torch_geometric_unlearn.unlearn.partial_retrain import touched_rows
+
+EDGE = schema.EDGE_TYPE
+FEW = {'batch_size': 256, 'min_steps': 10, 'num_epochs': 2}
+
+
+def build(name, data):
+    torch.manual_seed(0)
+    if name == 'MIGGT':
+        return MIGGT.from_data(data, hidden_channels=8, encoder_channels=16)
+    if name == 'adapter':
+        return RecommenderAdapter(PyGLightGCN(160, 8, 2), 100, 60)
+    return {'MGCN': MGCN, 'LightGCN': LightGCN}[name].from_data(data, hidden_channels=8)
+
+
+def mixed(data):
+    pair = data[EDGE].edge_index[:, 50:51]
+    return ForgetUsers([3])(ForgetItems([5])(ForgetInteractions(pair)(data)))
+
+
+def influence(data, retained, tau):
+    r"""The rows by the formula, pair by pair."""
+    gone = schema.forgotten_edge_index(data).t().tolist()
+    kept = retained[EDGE].edge_index.t().tolist()
+    ends = {}
+    for pairs, place in ((gone, 0), (kept, 1)):
+        for u, i in pairs:
+            for node, other in ((('u', u), ('i', i)), (('i', i), ('u', u))):
+                ends.setdefault(node, ([], []))[place].append(other)
+    share = {n: len(g) / (len(g) + len(k)) for n, (g, k) in ends.items()}
+    out = set()
+    for node, (_, near) in ends.items():
+        second = sum(share[m] for m in near) / len(near) if near else 0.0
+        value = share[node] + second
+        if value > 0 and value >= tau - 1e-9:
+            out.add(node)
+    return out
+
+
+@pytest.mark.parametrize('name', ['MGCN', 'LightGCN', 'MIGGT', 'adapter'])
+@pytest.mark.parametrize(
+    'request_',
+    [ForgetUsers([3, 17]), ForgetItems([5]), ForgetInteractions(ratio=0.05), mixed],
+    ids=['user', 'item', 'interaction', 'mixed'],
+)
+def test_contract(name, request_, data):
+    model = build(name, data)
+    result = check_unlearner(PartialRetrain(**FEW), model, request_(data))
+    row = result.history[-1]
+    path = {'MIGGT': 'model', 'adapter': 'model'}.get(name, row['path'])
+    assert row['path'] == path
+    assert (row['num_items'] == 0) == (name == 'MIGGT')
+    assert sum(r['selected'] for r in result.history) == 1
+    assert [r['epoch'] for r in result.history] == list(range(len(result.history)))
+
+
+@pytest.mark.parametrize('tau', [0.0, 0.02, 0.1, 0.3])
+def test_touched_rows_by_loops(data, tau, monkeypatch):
+    monkeypatch.setattr(partial_retrain, 'ALL_ROWS', 1.0)
+    marked = ForgetInteractions(data[EDGE].edge_index[:, [3, 100, 400]])(data)
+    retained = DropForgotten()(marked)
+    touched = touched_rows(marked, retained, tau)
+    expected = influence(marked, retained, tau)
+    assert not touched.is_all
+    assert set(touched.users.tolist()) == {n for kind, n in expected if kind == 'u'}
+    assert set(touched.items.tolist()) == {n for kind, n in expected if kind == 'i'}
+
+
+def test_all_rows_where_most_pairs_are_touched(data):
+    marked = ForgetInteractions(ratio=0.1)(data)
+    touched = touched_rows(marked, DropForgotten()(marked), 0.02)
+    assert touched.is_all
+    assert (touched.users.numel(), touched.items.numel()) == (100, 60)
+
+
+def test_everything_else_stays_bit_identical(data, trained):
+    marked = ForgetUsers([3])(data)
+    touched = touched_rows(marked, DropForgotten()(marked), 0.3)
+    result = PartialRetrain(tau=0.3, **FEW)(trained, marked)
+    before, after = dict(trained.named_parameters()), result.model
+    for name, value in after.named_parameters():
+        moved = (value != before[name]).view(value.size(0), -1).any(dim=1)
+        moved = set(moved.nonzero().view(-1).tolist())
+        if name == 'user_embedding.weight':
+            assert moved == set(touched.users.tolist()) == {3}
+        elif name == 'item_embedding.weight' or name.startswith('features'):
+            assert moved == set(touched.items.tolist())
+        else:
+            assert not moved, name
+    for name, table in after.features.items():
+        rows = touched.items
+        assert torch.equal(table.weight[rows], data['item'][f'x_{name}'][rows])
+
+
+def test_deleted_user_stays_as_drawn(data, trained):
+    marked = ForgetUsers([3])(data)
+    result = PartialRetrain(**FEW)(trained, marked)
+    fresh = result.model.user_embedding.weight[3]
+    bound = math.sqrt(6 / (100 + 16))  # Of Xavier's uniform distribution.
+    assert fresh.abs().max() <= bound
+    more = PartialRetrain(**FEW | {'num_epochs': 4})(trained, marked).model
+    assert torch.equal(fresh, more.user_embedding.weight[3])  # Never trained.
+
+
+def test_a_user_whose_pairs_have_gone_singly(data, trained):
+    own = data[EDGE].edge_index[:, data[EDGE].edge_index[0] == 3]
+    first = EdgeDrop()(trained, ForgetInteractions(own)(data))
+    marked = ForgetUsers([3])(first.data)
+    assert not marked[EDGE].forget_mask.any()
+    for unlearner in (PartialRetrain(**FEW), RowReset()):
+        result = unlearner(first.model, marked)
+        moved = result.model.user_embedding.weight != first.model.user_embedding.weight
+        assert moved.any(dim=1).nonzero().view(-1).tolist() == [3]
+        assert result.shift['item_embedding.weight'] == 0
+    assert PartialRetrain(**FEW)(first.model, marked).history[0]['steps'] == 0
+    retrain = Retrain(lambda d: build('MGCN', d), num_epochs=1)(first.model, marked)
+    assert len(retrain.history) == 1
+
+
+def test_forgets_like_retraining(data, trained):
+    marked = ForgetUsers(ratio=0.1, seed=2)(data)
+    before = evaluate_request(trained, marked, ks=(5,))
+    result = PartialRetrain(batch_size=128, lr=2e-3)(trained, marked)
+    after = evaluate_request(result.model, marked, ks=(5,))
+    assert before['forget_recall@5'] > 0.5
+    assert after['forget_recall@5'] < 0.25
+    assert after['retain_ndcg@5'] > 0.85 * before['retain_ndcg@5']
+
+
+def test_local_and_full_steps_agree(data, trained, monkeypatch):
+    marked = ForgetUsers([3])(data)
+    states = []
+    for way in (True, False):
+        monkeypatch.setattr(
+            partial_retrain,
+            '_rows_of',
+            lambda m, g, n, *_, way=way: partial_retrain.LinearRows(m, g, n, way),
+        )
+        states.append(PartialRetrain(**FEW)(trained, marked).model.state_dict())
+    for name, value in states[0].items():
+        assert torch.allclose(value, states[1][name], atol=1e-5), name
+
+
+@pytest.mark.parametrize('name', ['MGCN', 'adapter'])
+def test_resume_gives_the_same(name, data, tmp_path, monkeypatch):
+    model, marked = build(name, data), ForgetUsers([3, 17])(data)
+    kwargs = {'batch_size': 256, 'min_steps': 12, 'num_epochs': 4}
+    expected = PartialRetrain(**kwargs)(model, marked)
+    path = tmp_path / 'run.safetensors'
+    save = partial_retrain._Run.save
+
+    def dies(run, where):
+        save(run, where)
+        if len(run.history) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(partial_retrain._Run, 'save', dies)
+    with pytest.raises(KeyboardInterrupt):
+        PartialRetrain(checkpoint=path, **kwargs)(model, marked)
+    monkeypatch.undo()
+    with pytest.raises(FileExistsError, match='Pass resume=True'):
+        PartialRetrain(checkpoint=path, **kwargs)(model, marked)
+    resumed = PartialRetrain(checkpoint=path, resume=True, **kwargs)(model, marked)
+    for key, value in expected.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[key]), key
+    losses = [[row['loss'] for row in r.history] for r in (expected, resumed)]
+    assert losses[0] == losses[1]
+    with pytest.raises(ValueError, match='belongs to another run'):
+        PartialRetrain(checkpoint=path, resume=True, **kwargs)(
+            model, ForgetUsers([4])(data)
+        )
+
+
+def test_seed(data, trained):
+    marked = ForgetUsers([3])(data)
+    rows = [
+        PartialRetrain(seed=seed, **FEW)(trained, marked).model.user_embedding.weight[3]
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(rows[0], rows[1])
+    assert not torch.equal(rows[0], rows[2])
+
+
+def test_shared_rate_moves_shared_modules(data, trained):
+    marked = ForgetUsers([3])(data)
+    shift = PartialRetrain(shared_lr=1e-3, **FEW)(trained, marked).shift
+    assert shift['projection.image.weight'] > 0
+    assert PartialRetrain(**FEW)(trained, marked).shift['projection.image.weight'] == 0
+
+
+class NoTables(LightGCN):
+    def tables(self):
+        return []
+
+
+def refused(data, model, marked, error, match, **kwargs):
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    before = snapshot(marked)
+    with pytest.raises(error, match=match):
+        PartialRetrain(**kwargs)(model, marked)
+    assert_same(before, snapshot(marked), 'The data')
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, state[key]) or value.isnan().any()
+
+
+def test_bad_input(data):
+    marked = ForgetUsers([3])(data)
+    refused(data, NoTables(100, 60, 8), marked, ValueError, 'has no ID table')
+    frozen = build('LightGCN', data)
+    frozen.item_embedding.weight.requires_grad_(False)
+    refused(data, frozen, marked, ValueError, "a table is frozen .'requires_grad'")
+    half = build('LightGCN', data).half()
+    refused(data, half, marked, ValueError, r'a table is torch\.float16')
+    broken = build('LightGCN', data)
+    with torch.no_grad():
+        broken.user_embedding.weight[0, 0] = torch.nan
+    refused(data, broken, marked, ValueError, "'user_embedding.weight' of the model")
+    model = build('LightGCN', data)
+    most = ForgetInteractions(ratio=0.6)(data)
+    refused(data, model, most, ValueError, "deletes 60% of the training pairs.*'Retr")
+    refused(data, model, marked, ValueError, "'shared_lr' can't act", shared_lr=1e-3)
+    with pytest.raises(ValueError, match="'resume' needs a 'checkpoint'"):
+        PartialRetrain(resume=True)
+    for kwargs in ({'tau': -1}, {'num_epochs': 0}, {'lr': 0}, {'batch_size': 0}):
+        with pytest.raises(ValueError, match=f"'{next(iter(kwargs))}' must be"):
+            PartialRetrain(**kwargs)
+
+
+def test_a_loss_that_is_not_finite(data, monkeypatch):
+    model = build('LightGCN', data)
+    monkeypatch.setattr(
+        LightGCN, 'node_loss', lambda self, b: b['id'].sum() * torch.tensor(math.inf)
+    )
+    state = copy.deepcopy(model.state_dict())
+    with pytest.raises(FloatingPointError, match='no longer finite after'):
+        PartialRetrain(**FEW)(model, ForgetInteractions(ratio=0.05)(data))
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, state[key])
