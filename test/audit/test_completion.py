@@ -55,7 +55,7 @@ def test_planted_case_and_chance():
     rng, chance = torch.Generator().manual_seed(0), []
     for _ in range(20):  # There are twelve different histories only.
         vectors_ = torch.randn(60, 6, generator=rng)
-        chance.append(completion(table(data, vectors_), marked, num_bootstrap=1).auc)
+        chance.append(completion(table(data, vectors_), marked, num_bootstrap=2).auc)
     assert sum(chance) / 20 == pytest.approx(0.5, abs=0.05)
     single = ForgetInteractions(ratio=0.2)(data)
     assert completion(table(data, vectors + 0.01 * noise), single).auc > 0.9
