@@ -33,7 +33,7 @@ BOOST = (5.0, 2.0)
 #: A batch is this part of one of the training: more steps for the same pairs.
 BATCH_PARTS = 2
 #: Above this share of touched pairs, all rows are drawn anew.
-ALL_ROWS = 0.5
+ALL_ROWS = 0.25
 #: Above this share of deleted pairs, the frozen modules have seen too much of them.
 MAX_DELETED = 0.5
 #: Users that the validation curve looks at, and the pairs that it must have to choose.
@@ -56,8 +56,8 @@ class PartialRetrain(Unlearner):
     :math:`\mathcal{N}` are its retained neighbours: the second term is what reached the
     row through those that it was trained together with. Popular items that lose one
     purchase in a hundred hold next to nothing of it and stay. As soon as the rows that
-    are drawn anew take part in more than half of the retained pairs, *all* rows are: a
-    step costs the same, and no attacker can tell a deleted pair by the freshness of its
+    are drawn anew take part in more than a quarter of the retained pairs, *all* rows
+    are: a step costs the same, and no attacker can tell a deleted pair by the freshness of its
     rows. Raw feature rows, where a model trains some, are set back to the features.
 
     Then Adam trains these rows on the triplets of a training epoch that touch them
@@ -86,7 +86,7 @@ class PartialRetrain(Unlearner):
     Args:
         tau (float, optional): Influence :math:`\tau` from which on a row is drawn anew;
             at 0, every row that the deletion has reached over one or two edges.
-            (default: :obj:`0.02`)
+            (default: :obj:`0.05`)
         num_epochs (int, optional): Passes over the touched triplets.
             (default: :obj:`5`)
         min_steps (int, optional): Least number of steps, and three times as many where
@@ -130,7 +130,7 @@ class PartialRetrain(Unlearner):
 
     def __init__(
         self,
-        tau: float = 0.02,
+        tau: float = 0.05,
         num_epochs: int = 5,
         min_steps: int = 200,
         lr: float = 1e-3,
