@@ -57,8 +57,9 @@ class PartialRetrain(Unlearner):
     row through those that it was trained together with. Popular items that lose one
     purchase in a hundred hold next to nothing of it and stay. As soon as the rows that
     are drawn anew take part in more than a quarter of the retained pairs, *all* rows
-    are: a step costs the same, and no attacker can tell a deleted pair by the freshness of its
-    rows. Raw feature rows, where a model trains some, are set back to the features.
+    are: a step costs the same, and no attacker can tell a deleted pair by the freshness
+    of its rows. Raw feature rows, where a model trains some, are set back to the
+    features.
 
     Then Adam trains these rows on the triplets of a training epoch that touch them
     (:class:`~torch_geometric_unlearn.loader.RowLoader`), in batches of half of
@@ -77,7 +78,8 @@ class PartialRetrain(Unlearner):
     Related are RecEraser and :class:`~torch_geometric_unlearn.unlearn.UltraRE`, which
     retrain shards, and SCIF and
     :class:`~torch_geometric_unlearn.unlearn.InfluenceFunction`, which move rows by
-    their influence. The settings were chosen on validation pairs of Amazon Baby.
+    their influence. The settings were chosen on validation pairs of Amazon Baby and on
+    generated data.
 
     The cost follows the neighbourhood of the request where the model tells its
     :obj:`row_branches` (:class:`~torch_geometric_unlearn.nn.MGCN`,
