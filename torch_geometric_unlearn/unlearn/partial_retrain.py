@@ -108,8 +108,8 @@ class PartialRetrain(Unlearner):
 
     The history has a row per epoch: :obj:`epoch`, :obj:`steps`, :obj:`loss` (mean),
     :obj:`lr` of the last step, :obj:`touched_val_ndcg@20` on the validation pairs of
-    users and items that were drawn anew (of at most 2,000 users; NaN without any),
-    :obj:`selected`, :obj:`num_users`, :obj:`num_items` (rows drawn anew),
+    users and items that were drawn anew (of at most 2,000 users; with fewer than 200
+    pairs in the last epoch only, else NaN), :obj:`selected`, :obj:`num_users`, :obj:`num_items` (rows drawn anew),
     :obj:`num_trained` (those with a retained pair), :obj:`num_pairs` (retained pairs
     that touch the latter), :obj:`all_rows`, :obj:`path` (:obj:`'response'`,
     :obj:`'propagate'` or :obj:`'model'`) and :obj:`seconds`. With at least 200 such
@@ -391,6 +391,8 @@ class _Run:
             'loss': float(total) / (self.step - start),
             'lr': self.optimizer.param_groups[0]['lr'],
         }
+        if self.curve.num_pairs < MIN_PAIRS and self.step < self.num_steps:
+            return row | {self.curve.key: math.nan}  # It has no say; spare the pass.
         return row | self.curve(self.model, self.graph)
 
     def _batches(self, num: int) -> Iterator[Triplets]:
