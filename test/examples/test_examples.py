@@ -64,7 +64,7 @@ def test_audit_writes_a_report(tmp_path):
     assert out.returncode == 0, out.stderr
     assert 'of the deleted interactions into the top 20' in out.stdout
     content = json.loads((tmp_path / 'page.json').read_text())
-    names = ['original', 'retrained', 'edge drop', 'row reset', 'unlearned']
+    names = ['original', 'retrained', 'edge drop', 'row reset', 'TRU', 'unlearned']
     assert [row['name'] for row in content['table']['rows']] == names
     assert content['failures'] == []
     assert content['request']['ids'] == 'hashed'

@@ -109,7 +109,8 @@ class PartialRetrain(Unlearner):
     The history has a row per epoch: :obj:`epoch`, :obj:`steps`, :obj:`loss` (mean),
     :obj:`lr` of the last step, :obj:`touched_val_ndcg@20` on the validation pairs of
     users and items that were drawn anew (of at most 2,000 users; with fewer than 200
-    pairs in the last epoch only, else NaN), :obj:`selected`, :obj:`num_users`, :obj:`num_items` (rows drawn anew),
+    pairs in the last epoch only, else NaN), :obj:`selected`, :obj:`num_users` and
+    :obj:`num_items` (rows drawn anew),
     :obj:`num_trained` (those with a retained pair), :obj:`num_pairs` (retained pairs
     that touch the latter), :obj:`all_rows`, :obj:`path` (:obj:`'response'`,
     :obj:`'propagate'` or :obj:`'model'`) and :obj:`seconds`. With at least 200 such
