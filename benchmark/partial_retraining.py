@@ -196,6 +196,7 @@ for regime in args.regimes:
         if not found:
             continue
         row = {'regime': regime, 'method': method, 'requests': len(found)}
+        row['commits'] = sorted({f['versions'].get('git', '') for f in found.values()})
         for seed, facts in found.items():
             reference = cells.get((regime, seed, 'retrain'), {})
             if 'epoch_seconds' in facts:
@@ -222,7 +223,7 @@ columns = ['regime', 'method', 'requests', *SHOWN.values()]
 columns += ['excess_balanced_accuracy', 'excess_completion', 'relative_retain_ndcg@20']
 test = run.get('test')
 config = {k: v for k, v in vars(args).items() if k != 'out'} | {'original_test': test}
-commits = sorted({c['versions'].get('commit', '') for c in cells.values()})
+commits = sorted({c['versions'].get('git', '') for c in cells.values()})
 config['commits'] = commits
 share = f'{args.ratio:.0%}'
 finish(f'{title}, {args.backbone}, {share}', rows, columns, config, args.json)
