@@ -45,7 +45,7 @@ class LinearRows:
         self.num_users = model.num_users
         self.branches = model.row_branches(graph)
         self.values = [x[nodes].requires_grad_()]
-        few = nodes.numel() <= 4 * x.size(1)
+        few = 0 < nodes.numel() <= 4 * x.size(1)  # No kernel takes zero columns.
         self.by_response = few if by_response is None else by_response
         if not self.by_response:
             self.x = x
