@@ -10,7 +10,7 @@ Every finished method on every request is a file in the folder, and trainings go
 their last epochs, so the command can be stopped and repeated. `--no-training` skips
 requests whose retrained model isn't there yet. Prints the mean over the requests, and
 writes everything with `--json`. The settings of `PartialRetrain` were chosen on
-validation pairs of Baby and on generated data before any of this was run.
+validation pairs of Baby and on generated data; README.md says in which order.
 """
 
 import json

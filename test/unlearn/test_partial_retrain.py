@@ -1,4 +1,5 @@
 import copy
+import itertools
 import math
 
 import pytest
@@ -6,6 +7,7 @@ import torch
 from torch_geometric.nn import LightGCN as PyGLightGCN
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.loader import TripletLoader
 from torch_geometric_unlearn.metrics import evaluate_request
 from torch_geometric_unlearn.nn import MGCN, MIGGT, LightGCN, RecommenderAdapter
 from torch_geometric_unlearn.testing import check_unlearner
@@ -36,6 +38,14 @@ def build(name, data):
     if name == 'adapter':
         return RecommenderAdapter(PyGLightGCN(160, 8, 2), 100, 60)
     return {'MGCN': MGCN, 'LightGCN': LightGCN}[name].from_data(data, hidden_channels=8)
+
+
+def trained_statistics(model, data):
+    r"""Running statistics that training has moved."""
+    loader = TripletLoader(data[EDGE].edge_index, 60, 256)
+    with torch.no_grad():
+        model.train().loss(model.build_graph(data), next(iter(loader)))
+    return model
 
 
 def mixed(data):
@@ -117,6 +127,17 @@ def test_everything_else_stays_bit_identical(data, trained):
         assert torch.equal(table.weight[rows], data['item'][f'x_{name}'][rows])
 
 
+@pytest.mark.parametrize('shared_lr', [0.0, 1e-3])
+def test_buffers_stay_bit_identical(shared_lr, data):
+    model = trained_statistics(build('MIGGT', data), data)
+    assert any('running_mean' in name for name, _ in model.named_buffers())
+    unlearner = PartialRetrain(shared_lr=shared_lr, **FEW)
+    result = unlearner(model, ForgetUsers([3])(data))
+    after = dict(result.model.named_buffers())
+    for name, value in model.named_buffers():
+        assert torch.equal(value, after[name]), name
+
+
 def test_deleted_user_stays_as_drawn(data, trained):
     marked = ForgetUsers([3])(data)
     result = PartialRetrain(**FEW)(trained, marked)
@@ -166,10 +187,13 @@ def test_local_and_full_steps_agree(data, trained, monkeypatch):
         assert torch.allclose(value, states[1][name], atol=1e-5), name
 
 
-@pytest.mark.parametrize('name', ['MGCN', 'adapter'])
-def test_resume_gives_the_same(name, data, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ('name', 'shared_lr'), [('MGCN', 0), ('adapter', 0), ('MIGGT', 1e-3)]
+)
+def test_resume_gives_the_same(name, shared_lr, data, tmp_path, monkeypatch):
     model, marked = build(name, data), ForgetUsers([3, 17])(data)
     kwargs = {'batch_size': 256, 'min_steps': 12, 'num_epochs': 4}
+    kwargs['shared_lr'] = shared_lr
     expected = PartialRetrain(**kwargs)(model, marked)
     path = tmp_path / 'run.safetensors'
     save = partial_retrain._Run.save
@@ -190,10 +214,67 @@ def test_resume_gives_the_same(name, data, tmp_path, monkeypatch):
         assert torch.equal(value, resumed.model.state_dict()[key]), key
     losses = [[row['loss'] for row in r.history] for r in (expected, resumed)]
     assert losses[0] == losses[1]
-    with pytest.raises(ValueError, match='belongs to another run'):
-        PartialRetrain(checkpoint=path, resume=True, **kwargs)(
-            model, ForgetUsers([4])(data)
-        )
+    others = {
+        'another request': (model, ForgetUsers([4])(data)),
+        'as many other rows': (model, ForgetUsers([3, 18])(data)),
+        'another model': (perturbed(model), marked),
+    }
+    for other in others.values():
+        with pytest.raises(ValueError, match='belongs to another run'):
+            PartialRetrain(checkpoint=path, resume=True, **kwargs)(*other)
+
+
+def perturbed(model):
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[0] += 1e-3
+    return model
+
+
+@pytest.mark.parametrize('dies_at', [None, 3, 5])
+def test_goes_on_while_the_curve_rises(dies_at, data, trained, tmp_path, monkeypatch):
+    curve = iter([0.1, 0.2, 0.3, 0.32, 0.33, 0.331, 0.5])
+    monkeypatch.setattr(partial_retrain, 'MIN_PAIRS', 1)
+    monkeypatch.setattr(
+        partial_retrain._ValidationCurve,
+        '__call__',
+        lambda self, *_: {self.key: next(curve)},
+    )
+    kwargs = {'batch_size': 256, 'min_steps': 10, 'num_epochs': 2}
+    marked = ForgetUsers([3, 17])(data)
+    run = partial_retrain._Run
+
+    def dies(self, where, save=run.save):
+        save(self, where)
+        if len(self.history) == dies_at:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, 'save', dies)
+    path = tmp_path / 'run.safetensors'
+    unlearner = PartialRetrain(checkpoint=path, resume=True, **kwargs)
+    if dies_at:
+        with pytest.raises(KeyboardInterrupt):
+            unlearner(trained, marked)
+    history = unlearner(trained, marked).history
+    assert [row['touched_val_ndcg@20'] for row in history] == [
+        *(0.1, 0.2),  # The schedule.
+        *(0.3, 0.32, 0.33, 0.331),  # Each by more than 1 %, up to the last.
+    ]
+    assert [row['selected'] for row in history] == [False] * 5 + [True]
+    assert [row['steps'] for row in history] == [5] * 6
+    assert {row['lr'] for row in history[2:]} == {2e-3}
+
+
+def test_goes_on_up_to_three_times_the_steps(data, trained, monkeypatch):
+    monkeypatch.setattr(partial_retrain, 'MIN_PAIRS', 1)
+    rising = itertools.count(1)
+    monkeypatch.setattr(
+        partial_retrain._ValidationCurve,
+        '__call__',
+        lambda self, *_: {self.key: 1.1 ** next(rising)},
+    )
+    result = PartialRetrain(**FEW)(trained, ForgetUsers([3, 17])(data))
+    assert len(result.history) == 6
 
 
 def test_seed(data, trained):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,16 @@ def load_state(
             f'{len(own)}{detail}. Build the model with the sizes it was saved with.'
         )
     model.load_state_dict(tensors)
+
+
+def tensor_digest(tensors: Iterable[Tensor]) -> str:
+    r"""Returns a hash of types, shapes and contents of tensors on any device."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(f'{tensor.dtype} {list(tensor.shape)}'.encode())
+        flat = tensor.detach().as_subclass(Tensor).cpu().flatten()
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def fingerprint(data: HeteroData) -> str:

@@ -76,7 +76,8 @@ def fit(
     if its metric, rounded to :obj:`metric_decimals`, is strictly greater; training
     stops when more than :obj:`patience` evaluations in a row were not. Without a
     validation split all epochs run, and the last one is kept. Interactions marked as
-    forgotten are not used. Everything runs on the device of the model.
+    forgotten are not used, nor are test and control pairs. Everything runs on the
+    device of the model.
 
     Args:
         model (torch.nn.Module): A model that meets the model contract.

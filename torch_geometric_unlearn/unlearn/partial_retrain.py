@@ -20,6 +20,7 @@ from torch_geometric_unlearn.train.checkpoint import (
     fingerprint,
     load_tensors,
     save_tensors,
+    tensor_digest,
 )
 from torch_geometric_unlearn.utils.check import check_float, check_int
 from torch_geometric_unlearn.utils.resources import ResourceMeter
@@ -32,6 +33,9 @@ from .row_reset import draw_rows, lacks_id_table
 BOOST = (5.0, 2.0)
 #: A batch is this part of one of the training: more steps for the same pairs.
 BATCH_PARTS = 2
+#: Training goes on while an epoch lifts the validation curve by more than this share,
+#: up to this multiple of the steps.
+RISE, LONGEST = 0.01, 3
 #: Above this share of touched pairs, all rows are drawn anew.
 ALL_ROWS = 0.25
 #: Above this share of deleted pairs, the frozen modules have seen too much of them.
@@ -64,8 +68,10 @@ class PartialRetrain(Unlearner):
     Then Adam trains these rows on the triplets of a training epoch that touch them
     (:class:`~torch_geometric_unlearn.loader.RowLoader`), in batches of half of
     :obj:`batch_size`, with a learning rate that falls from five times to twice
-    :obj:`lr`. Rows without a retained pair stay as drawn, as in a retrained model.
-    Other rows, and what all nodes share, are left bit-identical.
+    :obj:`lr`, and goes on at the latter while an epoch still lifts the NDCG on the
+    validation pairs of these rows by more than 1 %. Rows without a retained pair stay
+    as drawn, as in a retrained model. Other rows, and what all nodes share, are left
+    bit-identical.
 
     There is nothing to aim at, to reverse or to stop by: a request of one pair is
     served like one of 5 %, and a request after another starts from fresh rows. It is
@@ -89,8 +95,8 @@ class PartialRetrain(Unlearner):
         tau (float, optional): Influence :math:`\tau` from which on a row is drawn anew;
             at 0, every row that the deletion has reached over one or two edges.
             (default: :obj:`0.05`)
-        num_epochs (int, optional): Passes over the touched triplets.
-            (default: :obj:`5`)
+        num_epochs (int, optional): Passes over the touched triplets; at most three
+            times as many while the validation curve rises. (default: :obj:`5`)
         min_steps (int, optional): Least number of steps, and three times as many where
             all rows are drawn anew: fresh rows need some steps to arrive, however few
             batches there are. (default: :obj:`200`)
@@ -118,8 +124,9 @@ class PartialRetrain(Unlearner):
 
     Raises:
         ValueError: If an argument is out of range or can't act, the model has no ID
-            table or a frozen or half-precision one, or the request deletes more than
-            half of the training pairs.
+            table or a frozen or half-precision one, the request deletes more than half
+            of the training pairs, or the checkpoint belongs to another model, request
+            or other settings.
         FileExistsError: If :obj:`checkpoint` exists and :obj:`resume` is not set.
         FloatingPointError: If the loss is no longer finite.
 
@@ -203,9 +210,11 @@ class PartialRetrain(Unlearner):
             )
         num_users = schema.num_users(data)
         touched = touched_rows(data, retained, self.tau, _row_types(model))
+        original = tensor_digest(model.state_dict().values()) if path else ''
         draw_rows(model, touched.users, touched.items, num_users)
         reset_features(model, retained, touched.items)
         run = _Run(self, model, data, retained, touched)
+        run.settings['original'] = original
         if path is not None and Path(path).exists():
             run.load(path)
         run.train(path)
@@ -333,13 +342,15 @@ class _Run:
             self.num_steps = 0
         self.per_epoch = max(1, -(-self.num_steps // unlearner.num_epochs))
         self.curve = _ValidationCurve(retained, touched, unlearner.seed, self.device)
+        self.can_choose = self.curve.num_pairs >= MIN_PAIRS
         self.step = 0
         self.history: list[dict[str, Any]] = []
         self.best: list[Tensor] | None = None
         self.settings = unlearner._settings() | {
-            'rows': [touched.users.numel(), touched.items.numel()],
             'data': fingerprint(data),
-            'request': fingerprint(_request(data)),
+            'request': tensor_digest(
+                [schema.forgotten_edge_index(data), touched.users, touched.items]
+            ),
         }
         for key in ('checkpoint', 'resume'):
             self.settings.pop(key, None)
@@ -354,7 +365,7 @@ class _Run:
             total=self.num_steps, disable=None, desc='partial', initial=self.step
         )
         with bar:
-            while self.step < self.num_steps:
+            while not self._is_done():
                 with ResourceMeter(self.device) as meter:
                     row = self._epoch(bar)
                 self._record(row | {'seconds': meter.seconds})
@@ -368,8 +379,19 @@ class _Run:
         for row in self.history:
             row['selected'] = row['epoch'] == chosen
 
+    def _is_done(self) -> bool:
+        if self.step < self.num_steps:
+            return False
+        if not self.can_choose or self.step >= LONGEST * self.num_steps:
+            return True
+        *earlier, last = [row[self.curve.key] for row in self.history]
+        return last <= (1 + RISE) * max(earlier, default=0.0)
+
     def _epoch(self, bar: Any) -> dict[str, Any]:
-        end = min(self.num_steps, self.step + self.per_epoch)
+        end = self.step + self.per_epoch
+        if self.step < self.num_steps:
+            end = min(self.num_steps, end)
+        bar.total = max(bar.total, end)
         total, start = torch.zeros((), device=self.device), self.step
         for batch in self._batches(end - start):
             self.optimizer.param_groups[0]['lr'] = self._lr()
@@ -392,7 +414,7 @@ class _Run:
             'loss': float(total) / (self.step - start),
             'lr': self.optimizer.param_groups[0]['lr'],
         }
-        if self.curve.num_pairs < MIN_PAIRS and self.step < self.num_steps:
+        if not self.can_choose and self.step < self.num_steps:
             return row | {self.curve.key: math.nan}  # It has no say; spare the pass.
         return row | self.curve(self.model, self.graph)
 
@@ -405,7 +427,7 @@ class _Run:
                     return
 
     def _lr(self) -> float:
-        place = self.step / max(1, self.num_steps - 1)
+        place = min(1.0, self.step / max(1, self.num_steps - 1))
         start, end = BOOST
         return self.unlearner.lr * start * (end / start) ** place
 
@@ -417,7 +439,7 @@ class _Run:
     def _chosen(self) -> int:
         r"""Returns the best epoch so far, or the last one without a say."""
         ndcg = [row[self.curve.key] for row in self.history]
-        if self.curve.num_pairs < MIN_PAIRS or any(math.isnan(x) for x in ndcg):
+        if not self.can_choose:
             return len(ndcg) - 1
         return max(range(len(ndcg)), key=ndcg.__getitem__)
 
@@ -528,15 +550,6 @@ def _rows_of(
     if not shared and hasattr(model, 'row_branches'):
         return LinearRows(model, graph, nodes)
     return TableRows(model, graph, nodes, num_users, shared)
-
-
-def _request(data: HeteroData) -> HeteroData:
-    r"""Returns data that holds the deleted pairs only, to be told apart by."""
-    out = HeteroData()
-    out[schema.USER].num_nodes = schema.num_users(data)
-    out[schema.ITEM].num_nodes = schema.num_items(data)
-    out[schema.EDGE_TYPE].edge_index = schema.forgotten_edge_index(data)
-    return out
 
 
 def _all_finite(values: list[Tensor]) -> bool:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import pickle
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -24,6 +23,7 @@ from torch_geometric_unlearn.nn.models.shard_ensemble import (
 )
 from torch_geometric_unlearn.ops import SparseOperator, spmm
 from torch_geometric_unlearn.train import fit
+from torch_geometric_unlearn.train.checkpoint import tensor_digest
 from torch_geometric_unlearn.transforms._request import REQUEST_KEYS
 from torch_geometric_unlearn.utils.check import check_choice, check_int
 from torch_geometric_unlearn.utils.resources import ResourceMeter
@@ -294,15 +294,10 @@ class UltraRE(Unlearner):
             values.append(schema.forget_mask(data))
         if self.grouping == 'data' and model is not None:
             values += model.state_dict().values()
-        digest = hashlib.sha256()
-        for value in values:
-            if isinstance(value, Tensor):
-                digest.update(f'{value.dtype} {list(value.shape)}'.encode())
-                flat = value.detach().as_subclass(Tensor).cpu().flatten()
-                digest.update(flat.view(torch.uint8).numpy().data)
+        digest = tensor_digest(value for value in values if isinstance(value, Tensor))
         settings = repr(self), repr(sorted(self.kwargs.items()))
         device = None if model is None else next(model.parameters()).device
-        return self.build_model, settings, repr(model), device, digest.hexdigest()
+        return self.build_model, settings, repr(model), device, digest
 
     def _groups(self, data: HeteroData, model: torch.nn.Module | None) -> Tensor:
         if self.grouping == 'random':

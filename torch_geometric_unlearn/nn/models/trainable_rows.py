@@ -99,7 +99,8 @@ class LinearRows:
 
 class TableRows:
     r"""Some ID rows of any model, and on request what all nodes share, through the
-    model's own loss.
+    model's own loss. Running statistics, as of batch normalisation, are used and not
+    moved: they are buffers of what all nodes share.
 
     Args:
         model (torch.nn.Module): The model.
@@ -144,6 +145,9 @@ class TableRows:
         """
         self.write()
         self.model.train()
+        for module in self.model.modules():
+            if getattr(module, 'running_mean', None) is not None:
+                module.eval()
         loss = self.model.loss(self.graph, batch)
         grads = torch.autograd.grad(loss, self.parameters, allow_unused=True)
         return loss.detach(), [
