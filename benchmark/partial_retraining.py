@@ -8,9 +8,10 @@ several requests, and every audit beside retraining and the controls.
 
 Every finished method on every request is a file in the folder, and trainings go on from
 their last epochs, so the command can be stopped and repeated. `--no-training` skips
-requests whose retrained model isn't there yet. Prints the mean over the requests, and
-writes everything with `--json`. The settings of `PartialRetrain` were chosen on
-validation pairs of Baby and on generated data; README.md says in which order.
+requests whose retrained model isn't there yet, `--collect` all that isn't there. Prints
+the mean over the requests, and writes everything with `--json`. The settings of
+`PartialRetrain` were chosen on validation pairs of Baby and on generated data; in which
+order, README.md tells.
 """
 
 import json
@@ -72,6 +73,7 @@ def parse():
     parser.add_argument('--seed', type=int, default=999, help='of the models')
     parser.add_argument('--threads', type=int, help='of torch')
     parser.add_argument('--no-training', action='store_true')
+    parser.add_argument('--collect', action='store_true')
     parser.add_argument('--out', required=True, metavar='FOLDER')
     parser.add_argument('--json', metavar='PATH')
     return parser.parse_args()
@@ -181,6 +183,8 @@ for seed in args.requests:
             if method == 'retrain_2' and args.no_training and not second.exists():
                 continue
             path = folder / f'{method}.json'
+            if args.collect and not path.exists():
+                continue
             if not path.exists():
                 out = cell(method, model, marked, folder, seed)
                 if out is None:
@@ -222,7 +226,9 @@ for regime in args.regimes:
 columns = ['regime', 'method', 'requests', *SHOWN.values()]
 columns += ['excess_balanced_accuracy', 'excess_completion', 'relative_retain_ndcg@20']
 test = run.get('test')
-config = {k: v for k, v in vars(args).items() if k != 'out'} | {'original_test': test}
+hidden = ('out', 'collect', 'no_training')
+config = {k: v for k, v in vars(args).items() if k not in hidden}
+config['original_test'] = test
 commits = sorted({c['versions'].get('git', '') for c in cells.values()})
 config['commits'] = commits
 share = f'{args.ratio:.0%}'

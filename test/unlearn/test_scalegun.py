@@ -7,6 +7,7 @@ from torch_geometric.data import HeteroData
 from torch_geometric.nn import LightGCN
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.data.request import without_request
 from torch_geometric_unlearn.datasets import SyntheticMultimodal
 from torch_geometric_unlearn.metrics import embed, evaluate_split
 from torch_geometric_unlearn.nn import RecommenderAdapter
@@ -24,7 +25,6 @@ from torch_geometric_unlearn.unlearn._second_order import (
     FixedTriples,
     RankingProblem,
     near_nodes,
-    unmarked,
 )
 from torch_geometric_unlearn.utils.seed import isolated_seed
 
@@ -248,7 +248,7 @@ def test_block_solves_every_parameter_alone(data):
 
 
 def test_nothing_forgotten_moves_nothing(data, trained):
-    none = unmarked(REQUESTS[0](data))
+    none = without_request(REQUESTS[0](data))
     model = copy.deepcopy(trained)
     unlearner = ScaleGUN()
     problem = RankingProblem(model, 1e-4, unlearner._masks(model, data))

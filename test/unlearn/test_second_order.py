@@ -7,9 +7,7 @@ from torch.func import functional_call
 from torch_geometric.nn import LightGCN
 
 from torch_geometric_unlearn.data import schema
-from torch_geometric_unlearn.metrics import embed
 from torch_geometric_unlearn.nn import EmbeddingTable, RecommenderAdapter
-from torch_geometric_unlearn.transforms import ForgetInteractions, ForgetUsers
 from torch_geometric_unlearn.unlearn._second_order import (
     FixedTriples,
     RankingProblem,
@@ -18,7 +16,6 @@ from torch_geometric_unlearn.unlearn._second_order import (
     near_nodes,
     regulariser_weight,
     table_masks,
-    unmarked,
 )
 
 SCALE = 1.5  # Plays the graph.
@@ -357,9 +354,3 @@ def test_regulariser_weight(trained):
     assert regulariser_weight(model, None) == 1e-4
 
 
-def test_unmarked_propagates_over_everything(data, trained):
-    marked = ForgetInteractions(ratio=0.1)(ForgetUsers([3])(data))
-    expected = embed(trained, trained.build_graph(data))
-    for x, y in zip(expected, embed(trained, trained.build_graph(unmarked(marked)))):
-        assert torch.equal(x, y)
-    assert schema.forget_mask(marked).any()

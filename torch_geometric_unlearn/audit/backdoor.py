@@ -11,6 +11,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.data.request import without_request
 from torch_geometric_unlearn.metrics import embed
 from torch_geometric_unlearn.transforms.inject_backdoor import append_interactions
 from torch_geometric_unlearn.utils.check import check_float, check_int
@@ -190,8 +191,7 @@ def backdoor_table(
             "'ForgetUsers(data.backdoor_users)'."
         )
     kwargs = {'num_users': num_users, 'batch_size': batch_size, 'seed': seed}
-    served = copy.copy(data)
-    del served[schema.EDGE_TYPE].forget_mask
+    served = without_request(data)
     results: dict[str, BackdoorResult] = {}
     own: dict[str, tuple[Any, HeteroData]] = {}
     for name, entry in models.items():

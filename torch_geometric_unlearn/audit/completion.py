@@ -14,12 +14,11 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.data.request import without_request
 from torch_geometric_unlearn.metrics import embed
 from torch_geometric_unlearn.utils.check import check_int
 from torch_geometric_unlearn.utils.seed import generator
 from torch_geometric_unlearn.utils.topk import PairIndex
-
-from .membership import in_service
 
 #: Shorter histories can't be split into a half that is known and one to guess.
 MIN_HISTORY = 4
@@ -193,7 +192,7 @@ def compare_completion(
     """
     out = {}
     for name, model in models.items():
-        graph = model.build_graph(in_service(data)) if name == 'original' else None
+        graph = model.build_graph(without_request(data)) if name == 'original' else None
         out[name] = completion(model, data, graph, **kwargs)
     return out
 

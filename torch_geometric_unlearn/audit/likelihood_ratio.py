@@ -11,6 +11,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.data.request import Request, without_request
 from torch_geometric_unlearn.metrics import embed
 from torch_geometric_unlearn.train import fit
 from torch_geometric_unlearn.transforms import (
@@ -29,7 +30,6 @@ from ._attack import (
     fill_direction,
     fill_result,
 )
-from .membership import in_service
 
 #: Targets on either side of the threshold, below which a figure would be noise.
 MIN_TARGETS = 10
@@ -128,7 +128,7 @@ def likelihood_ratio(
     check_int(num_targets, 'num_targets', 1)
     rng = generator(seed)
     schema.validate(data)
-    if level == 'user' and 'forget_users' not in data:
+    if level == 'user' and Request.of(data).users.numel() == 0:
         raise ValueError(
             "'level' must be 'pair' for a request that deletes no user (got 'user')."
         )
@@ -228,14 +228,14 @@ def log_likelihood_ratio(own: Tensor, value: Tensor, inside: Tensor) -> Tensor:
 
 def _train_data(data: HeteroData, pairs: Tensor) -> HeteroData:
     r"""Returns the retained data and some of the pairs of the request, unmarked."""
-    out = in_service(data)
+    out, request = without_request(data), Request.of(data)
     num_items = schema.num_items(data)
     codes = schema.pair_codes(data[schema.EDGE_TYPE].edge_index, num_items)
     wanted = schema.pair_codes(pairs, num_items).to(codes.device)
     gone = schema.forget_mask(data) & ~torch.isin(codes, wanted)
     for key in schema.HELD_OUT:  # No shadow model stops by what is to be forgotten.
         if key in data:
-            out[key] = data[key][:, ~schema.deleted_pairs(data, data[key])]
+            out[key] = data[key][:, ~request.covers(data[key])]
     out[schema.EDGE_TYPE].forget_mask = gone
     return DropForgotten()(out)
 

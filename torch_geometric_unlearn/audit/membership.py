@@ -14,9 +14,9 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.data.request import Request, without_request
 from torch_geometric_unlearn.loader import TripletLoader
 from torch_geometric_unlearn.transforms import DropForgotten, ForgetUsers
-from torch_geometric_unlearn.transforms._request import REQUEST_KEYS
 from torch_geometric_unlearn.utils.check import check_choice, check_int
 from torch_geometric_unlearn.utils.knn import content_neighbors
 from torch_geometric_unlearn.utils.seed import generator
@@ -304,7 +304,7 @@ def compare_membership(
     rows: list[dict[str, Any]] = []
     results, resamples = [], {}
     for name, model in models.items():
-        graph = model.build_graph(in_service(data)) if name == 'original' else None
+        graph = model.build_graph(without_request(data)) if name == 'original' else None
         source = audit.source(model, graph)
         for mode in modes:
             result = audit(source, mode)
@@ -434,18 +434,6 @@ def hold_out_users(data: HeteroData, ratio: float = 0.05, seed: int = 0) -> Hete
     return out
 
 
-def in_service(data: HeteroData) -> HeteroData:
-    r"""Returns the data as it was before the request, sharing all tensors."""
-    out = copy.copy(data)
-    store = out[schema.EDGE_TYPE]
-    if 'forget_mask' in store:
-        del store['forget_mask']
-    for key in (*REQUEST_KEYS, 'forget_level'):
-        if key in out:
-            del out[key]
-    return out
-
-
 def never_trained_pairs(data: HeteroData) -> Tensor:
     r"""Returns pairs of users that no model has been trained on, int64 :obj:`[2, *]`:
     those that :meth:`hold_out_users` has set aside, or else the held-out pairs of users
@@ -482,7 +470,7 @@ class _Audit:
         generator(seed)  # Checks the seed.
         require_sklearn()
         schema.validate(data)
-        if level == 'user' and 'forget_users' not in data:
+        if level == 'user' and Request.of(data).users.numel() == 0:
             raise ValueError(
                 "'level' must be 'pair' or 'neighbours' for a request that deletes no "
                 "user (got 'user'). Mark whole users with 'ForgetUsers'."
@@ -495,8 +483,7 @@ class _Audit:
         self.held_out = {s: schema.held_out(on_cpu, s) for s in schema.SPLITS}
         self.never_trained = never_trained_pairs(on_cpu)
         self.sizes = schema.num_users(data), schema.num_items(data)
-        by_item = 'forget_level' in data and data.forget_level == 'item'
-        self.row = 1 if by_item else 0
+        self.row = 1 if Request.of(data).level == 'item' else 0
         self.neighbors = content_neighbors(schema.features(data).values())
         # Both modes are tested on the same examples, as are all models.
         self.train_set: Examples | None = None
@@ -757,7 +744,7 @@ def _self_check(audit: _Audit, original: Any) -> dict[str, Any]:
             audit.num_bootstrap,
             audit.seed,
         )
-    source = audit.source(original, original.build_graph(in_service(audit.data)))
+    source = audit.source(original, original.build_graph(without_request(audit.data)))
     null = MembershipResult('direct', 'null')
     null = audit.attack(source, null, audit.null_examples())
     found = audit(source, 'direct')

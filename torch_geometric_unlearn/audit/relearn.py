@@ -11,6 +11,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.data.request import without_request
 from torch_geometric_unlearn.loader import TripletLoader
 from torch_geometric_unlearn.metrics import embed, ranking_metrics
 from torch_geometric_unlearn.nn.models import Triplets
@@ -113,8 +114,7 @@ def relearn_time(
     ]
     goals = [original] * num_subsets
     if isinstance(original, torch.nn.Module):
-        served = copy.copy(data)
-        del served[schema.EDGE_TYPE].forget_mask
+        served = without_request(data)
         emb = embed(original, original.build_graph(served))  # type: ignore[operator]
         goals = [_recall(emb, data, shown, rest, k) for shown, rest in parts]
     goals = [share * goal for goal in goals]

@@ -12,6 +12,7 @@ from torch.nn import Linear, ReLU, Sequential
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.data.request import Request, without_request
 from torch_geometric_unlearn.metrics import embed
 from torch_geometric_unlearn.train import fit
 from torch_geometric_unlearn.transforms import DropForgotten
@@ -26,7 +27,7 @@ from ._attack import (
     fill_result,
 )
 from ._features import HISTORY_LIST_SIZE, mean_items, weighted_list
-from .membership import in_service, never_trained_pairs
+from .membership import never_trained_pairs
 
 
 def shadow(
@@ -109,7 +110,7 @@ def shadow(
     check_int(num_bootstrap, 'num_bootstrap', 1)
     rng = generator(seed)
     schema.validate(data)
-    if 'forget_users' not in data:
+    if Request.of(data).users.numel() == 0:
         raise ValueError(
             "'data' must hold a request that deletes users (got none). Mark whole "
             "users with 'ForgetUsers'."
@@ -124,7 +125,7 @@ def shadow(
         return users[torch.randperm(users.numel(), generator=rng).to(users.device)]
 
     kept = retained[0].unique()
-    kept = shuffled(kept[~torch.isin(kept, data['forget_users'].to(kept.device))])
+    kept = shuffled(kept[~torch.isin(kept, Request.of(data).users.to(kept.device))])
     members, others, rest = kept.tensor_split([kept.numel() // 4, kept.numel() // 2])
     gone, strangers = shuffled(forgotten[0]), shuffled(unseen[0])
     num = min(gone.numel(), strangers.numel())
@@ -236,7 +237,7 @@ class _Network:
 
 def _only(data: HeteroData, users: Tensor) -> HeteroData:
     r"""Returns the data of some users alone, unmarked."""
-    out = in_service(data)
+    out = without_request(data)
     store = out[schema.EDGE_TYPE]
     keep = torch.isin(store.edge_index[0], users) & ~schema.forget_mask(data)
     store.forget_mask = ~keep

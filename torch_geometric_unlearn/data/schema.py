@@ -113,17 +113,6 @@ def held_out_attrs(data: HeteroData, split: str) -> list[str]:
     return [key[len(prefix) :] for key in keys if key != f'{prefix}label_index']
 
 
-def deleted_pairs(data: HeteroData, pairs: Tensor) -> Tensor:
-    r"""Tells which :obj:`pairs` :obj:`[2, n]` belong to a user or item that the
-    request of :obj:`data` deletes as a whole, bool :obj:`[n]`.
-    """
-    gone = torch.zeros(pairs.size(1), dtype=torch.bool, device=pairs.device)
-    for row, key in enumerate(['forget_users', 'forget_items']):
-        if key in data:
-            gone |= torch.isin(pairs[row], data[key].to(pairs.device))
-    return gone
-
-
 def validate(data: HeteroData) -> HeteroData:
     r"""Checks :obj:`data` against the data contract and returns it unchanged.
 

@@ -6,7 +6,6 @@ embedding sizes.
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.data.request import Request, without_request
 from torch_geometric_unlearn.utils.check import check_int
 from torch_geometric_unlearn.utils.seed import generator
 from torch_geometric_unlearn.utils.topk import (
@@ -240,7 +240,7 @@ def closeness(
         out['value'] = _compare(view, goal, data, sets)
         out['branch_cka'] = _branch_matrix(view, goal, sets['users'])
         if original is not None:
-            served = _View(original, _without_request(data))
+            served = _View(original, without_request(data))
             out['ceiling'] = _compare(served, goal, data, sets)
         if second is not None:
             out['floor'] = _compare(_View(second, data), goal, data, sets)
@@ -311,13 +311,6 @@ def _node_sets(
     return dict(zip(NODE_SETS, sets))
 
 
-def _without_request(data: HeteroData) -> HeteroData:
-    data = copy.copy(data)
-    if 'forget_mask' in data[schema.EDGE_TYPE]:
-        del data[schema.EDGE_TYPE].forget_mask
-    return data
-
-
 def _compare(
     view: _View, goal: _View, data: HeteroData, sets: dict[str, Tensor]
 ) -> dict[str, float]:
@@ -347,7 +340,7 @@ def _compare(
 def _compare_lists(
     view: _View, goal: _View, data: HeteroData, users: Tensor
 ) -> dict[str, float]:
-    banned = data['forget_items'] if 'forget_items' in data else None
+    banned = Request.of(data).items
     sides = []
     for side in (view, goal):
         device = side.user_emb.device
@@ -357,7 +350,7 @@ def _compare_lists(
                 side.item_emb,
                 users.to(device),
                 schema.retained_edge_index(data).to(device),
-                None if banned is None else banned.to(device),
+                banned.to(device),
                 BLOCK,
             )
         )

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.data.request import Request
 from torch_geometric_unlearn.utils.check import check_choice
 from torch_geometric_unlearn.utils.topk import topk_items
 
@@ -103,9 +104,10 @@ def item_reach(
     user_emb, item_emb = embed(model, graph)
     device = user_emb.device
     users = torch.arange(user_emb.size(0), device=device)
-    if audience == 'retained' and 'forget_users' in data:
-        users = users[~torch.isin(users, data['forget_users'].to(device))]
-    banned = data['forget_items'].to(device) if 'forget_items' in data else None
+    request = Request.of(data)
+    if audience == 'retained':
+        users = users[~torch.isin(users, request.users.to(device))]
+    banned = request.items.to(device)
     exclude = schema.retained_edge_index(data).to(device)
     lists, _ = topk_items(user_emb, item_emb, users, k, exclude, banned)
     count = lists[lists >= 0].bincount(minlength=item_emb.size(0))

@@ -24,6 +24,7 @@ from torch_geometric.data import HeteroData
 from torch_geometric.metrics import LinkPredNDCG, LinkPredRecall
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.data.request import Request
 from torch_geometric_unlearn.utils.seed import generator
 from torch_geometric_unlearn.utils.topk import PairIndex, topk_items
 
@@ -169,8 +170,9 @@ def evaluate_request(
     device = user_emb.device
     exclude = schema.retained_edge_index(data).to(device)
     test = schema.held_out(data, 'test').to(device)
-    deleted = schema.deleted_pairs(data, test)
-    items = data['forget_items'].to(device) if 'forget_items' in data else None
+    request = Request.of(data)
+    deleted = request.covers(test)
+    items = request.items.to(device) if request.items.numel() else None
 
     users = exclude[0].unique()
     order = torch.randperm(users.numel(), generator=generator(seed)).to(device)

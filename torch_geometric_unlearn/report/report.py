@@ -2,7 +2,6 @@ r"""Collects what is known of a request, and writes it as JSON and as a page."""
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 import os
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.data.request import Request, without_request
 from torch_geometric_unlearn.metrics import (
     deleted_share,
     embed,
@@ -248,7 +248,7 @@ def request_hash(data: HeteroData) -> str:
         64
     """
     pairs = schema.forgotten_edge_index(data).cpu().unique(dim=1)  # Sorts.
-    text = f'{_level(data)}\n'.encode()
+    text = f'{Request.of(data).level}\n'.encode()
     return hashlib.sha256(text + pairs.t().numpy().astype('<i8').tobytes()).hexdigest()
 
 
@@ -274,9 +274,7 @@ class _Entry:
         """
         data = self.data
         if self.role == 'original' and data is not None:
-            data = copy.copy(data)
-            if 'forget_mask' in data[schema.EDGE_TYPE]:
-                del data[schema.EDGE_TYPE].forget_mask
+            data = without_request(data)
         return self.model.build_graph(data)  # type: ignore[operator]
 
 
@@ -317,10 +315,6 @@ def _entries(
     return out
 
 
-def _level(data: HeteroData) -> str:
-    return str(data.forget_level) if 'forget_level' in data else 'interaction'
-
-
 def _request(
     result: UnlearnResult, data: HeteroData | None, show_ids: bool
 ) -> dict[str, Any]:
@@ -333,7 +327,7 @@ def _request(
     return {
         'missing': '',
         'hash': digest,
-        'level': _level(data),
+        'level': Request.of(data).level,
         'num_interactions': pairs.size(1),
         'num_users': pairs[0].unique().numel(),
         'num_items': pairs[1].unique().numel(),
@@ -356,19 +350,15 @@ def _subjects(
         text = f'{digest}:{kind}:{index}'
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
+    request = Request.of(data)
     out: list[dict[str, str | int]] = []
-    for kind in (schema.USER, schema.ITEM):
-        key = f'forget_{kind}s'
-        if key in data:
-            out += [{kind: name(kind, int(i))} for i in data[key].tolist()]
-    named = {'forget_users', 'forget_items'} & set(data.keys())
-    if 'forget_interactions' in data or not named:
-        pairs = schema.forgotten_edge_index(data)
-        rest = pairs[:, ~schema.deleted_pairs(data, pairs)]
-        out += [
-            {schema.USER: name(schema.USER, u), schema.ITEM: name(schema.ITEM, i)}
-            for u, i in rest.t().tolist()
-        ]
+    for kind, ids in ((schema.USER, request.users), (schema.ITEM, request.items)):
+        out += [{kind: name(kind, int(i))} for i in ids.tolist()]
+    rest = request.pairs[:, ~request.covers(request.pairs)]
+    out += [
+        {schema.USER: name(schema.USER, u), schema.ITEM: name(schema.ITEM, i)}
+        for u, i in rest.t().tolist()
+    ]
     return out
 
 
@@ -516,7 +506,7 @@ def _scores(
     forgotten = schema.forgotten_edge_index(data)
     if forgotten.size(1) == 0:
         return {'missing': 'The request marks no interaction.'}
-    test, row = schema.held_out(data, 'test'), int(_level(data) == 'item')
+    test, row = schema.held_out(data, 'test'), int(Request.of(data).level == 'item')
     unseen = test[:, torch.isin(test[row], forgotten[row])]
     source = f'test interactions of the same {"items" if row else "users"}'
     if unseen.size(1) < _MIN_UNSEEN:

@@ -15,9 +15,6 @@ from torch_geometric_unlearn.data.from_frame import raw_to_internal
 from torch_geometric_unlearn.utils.check import check_ratio
 from torch_geometric_unlearn.utils.seed import generator
 
-#: Graph-level keys that hold the requested ids.
-REQUEST_KEYS = ('forget_users', 'forget_items', 'forget_interactions')
-
 
 def check_one_source(name: str, **sources: Any) -> None:
     r"""Raises unless exactly one of the given ways to name a request is used."""

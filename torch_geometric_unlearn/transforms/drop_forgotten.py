@@ -8,9 +8,9 @@ from torch_geometric.data.storage import EdgeStorage
 from torch_geometric.transforms import BaseTransform
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.data.request import Request, without_request
 
 from ._edge_attrs import edge_attrs, select_edges
-from ._request import REQUEST_KEYS
 
 
 @functional_transform('drop_forgotten')
@@ -40,11 +40,11 @@ class DropForgotten(BaseTransform):
             return data
         num_items = schema.num_items(data)
         keep = ~store.forget_mask
-        forgotten = schema.forgotten_edge_index(data)
+        request = Request.of(data)
         if schema.REV_EDGE_TYPE in data.edge_types:
             reverse = data[schema.REV_EDGE_TYPE]
             codes = schema.pair_codes(reverse.edge_index.flip(0), num_items)
-            gone = torch.isin(codes, schema.pair_codes(forgotten, num_items))
+            gone = torch.isin(codes, schema.pair_codes(request.pairs, num_items))
             _keep_edges(reverse, ~gone)
         _keep_edges(store, keep)
 
@@ -52,20 +52,15 @@ class DropForgotten(BaseTransform):
             key = f'{split}_edge_label_index'
             if key not in data:
                 continue
-            kept = ~schema.deleted_pairs(data, data[key])
+            kept = ~request.covers(data[key])
             data[key] = data[key][:, kept]
             for name in schema.held_out_attrs(data, split):
                 name = f'{split}_edge_{name}'
                 data[name] = select_edges(data[name], kept)
-        for key in (*REQUEST_KEYS, 'forget_level'):
-            if key in data:
-                del data[key]
-        return data
+        return without_request(data)
 
 
 def _keep_edges(store: EdgeStorage, keep: Tensor) -> None:
     for key in edge_attrs(store):
         store[key] = select_edges(store[key], keep)
     store.edge_index = store.edge_index[:, keep]
-    if 'forget_mask' in store:  # On reverse edges, 'ToUndirected' has put a copy.
-        del store['forget_mask']

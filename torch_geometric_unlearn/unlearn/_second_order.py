@@ -327,14 +327,6 @@ def regulariser_weight(model: torch.nn.Module, weight: float | None) -> float:
     return float(own if weight is None else weight)
 
 
-def unmarked(data: HeteroData) -> HeteroData:
-    r"""Returns the data with every interaction kept."""
-    out = data.clone()
-    store = out[schema.EDGE_TYPE]
-    store.forget_mask = torch.zeros_like(store.forget_mask)
-    return out
-
-
 def _flatten(parts: Any) -> Tensor:
     return torch.cat([x.reshape(-1) for x in parts])
 

@@ -13,6 +13,7 @@ import torch
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.data.request import Request
 from torch_geometric_unlearn.transforms import DropForgotten
 from torch_geometric_unlearn.utils.resources import ResourceMeter
 from torch_geometric_unlearn.utils.seed import isolated_seed
@@ -158,9 +159,8 @@ class Unlearner(ABC):
             out = copy.deepcopy(model)
             retained = DropForgotten()(data)
             history: list[dict[str, Any]] = []
-            if schema.forget_mask(data).any() or (
-                self.serves_nodes and _names_nodes(data)
-            ):
+            request = Request.of(data)
+            if request.pairs.numel() or (self.serves_nodes and not request.is_empty):
                 out, history = self._unlearn(out, data, retained)
                 out.train(model.training)
             touched, shift = _compare(model, out)
@@ -200,10 +200,6 @@ class Unlearner(ABC):
     def __repr__(self) -> str:
         args = [f'{name}={value!r}' for name, value in self._settings().items()]
         return f'{self.__class__.__name__}({", ".join(args)})'
-
-
-def _names_nodes(data: HeteroData) -> bool:
-    return 'forget_users' in data or 'forget_items' in data
 
 
 def _check_finite(model: torch.nn.Module) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.data.request import without_request
 from torch_geometric_unlearn.utils.check import check_choice, check_float, check_int
 
 from ._second_order import (
@@ -17,7 +18,6 @@ from ._second_order import (
     near_nodes,
     regulariser_weight,
     table_masks,
-    unmarked,
 )
 from .base import Unlearner
 from .row_reset import lacks_id_table
@@ -128,7 +128,7 @@ class InfluenceFunction(Unlearner):
         decay = regulariser_weight(model, self.weight_decay)
         problem = RankingProblem(model, decay, masks)
         build_graph: Any = model.build_graph
-        old_graph, new_graph = build_graph(unmarked(data)), build_graph(retained)
+        old_graph, new_graph = build_graph(without_request(data)), build_graph(retained)
 
         pairs = data[schema.EDGE_TYPE].edge_index.to(device)
         forgotten = schema.forget_mask(data).to(device)

@@ -9,11 +9,11 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.data.request import Request, without_request
 from torch_geometric_unlearn.loader import TripletLoader
 from torch_geometric_unlearn.utils.check import check_choice, check_float
 from torch_geometric_unlearn.utils.seed import generator
 
-from ._second_order import unmarked
 from .reverse_repair import ReverseRepair, Workspace
 from .selection import PopularityMatcher
 
@@ -126,7 +126,7 @@ class MultiDelete(ReverseRepair):
         graph = work.graph
         if self.target_graph == 'full':
             graph = work.model.build_graph(  # type: ignore[operator]
-                unmarked(work.data)
+                without_request(work.data)
             )
         work.model.eval()
         with torch.no_grad():
@@ -203,10 +203,10 @@ class MultiDelete(ReverseRepair):
         them from users that also own forgotten pairs, where the damage happens.
         """
         pairs = schema.retained_edge_index(work.retained).cpu()
-        level = work.data.forget_level if 'forget_level' in work.data else 'mixed'
-        affected = schema.forgotten_edge_index(work.data)[0].cpu()
+        request = Request.of(work.data)
+        affected = request.pairs[0].cpu()
         near = pairs[:, torch.isin(pairs[0], affected)]
-        halved = level == 'interaction' and near.size(1) > 0
+        halved = request.level == 'interaction' and near.size(1) > 0
         size = max(1, self.batch_size // 2) if halved else self.batch_size
         num_items = schema.num_items(work.retained)
         loader = TripletLoader(pairs, num_items, size, seed=self.seed + 2)
@@ -233,7 +233,7 @@ class Partners:
         known = data[schema.EDGE_TYPE].edge_index.cpu()
         self.kind = kind
         self.num_users, self.num_items = schema.num_users(data), schema.num_items(data)
-        self.both_sides = 'forget_level' in data and data.forget_level == 'item'
+        self.both_sides = Request.of(data).level == 'item'
         self.matcher = PopularityMatcher(known, known[1], self.num_items, seed)
         self.generator = generator(seed)
         self.codes = schema.pair_codes(known, self.num_items)

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.data.request import Request
 
 from .base import Unlearner
 
@@ -70,11 +71,8 @@ def reset_rows(
     r"""Draws the ID rows of the users and items that :obj:`data` deletes anew, in
     place, from torch's global generator.
     """
-    none = data[schema.EDGE_TYPE].edge_index.new_empty(0)
-    users, items = (
-        data[key] if key in data else none for key in ('forget_users', 'forget_items')
-    )
-    draw_rows(model, users, items, schema.num_users(data), init)
+    request = Request.of(data)
+    draw_rows(model, request.users, request.items, schema.num_users(data), init)
 
 
 @torch.no_grad()

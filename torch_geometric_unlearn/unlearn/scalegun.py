@@ -7,6 +7,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.data.request import without_request
 from torch_geometric_unlearn.utils.check import check_choice, check_float, check_int
 
 from ._second_order import (
@@ -18,7 +19,6 @@ from ._second_order import (
     near_nodes,
     regulariser_weight,
     table_masks,
-    unmarked,
 )
 from .base import Unlearner
 from .selection import ForgetTarget
@@ -176,7 +176,7 @@ class ScaleGUN(Unlearner):
         device: torch.device,
     ) -> tuple[Tensor, dict[str, Any]]:
         build_graph: Any = problem.model.build_graph
-        old_graph, new_graph = build_graph(unmarked(data)), build_graph(retained)
+        old_graph, new_graph = build_graph(without_request(data)), build_graph(retained)
         pairs = data[schema.EDGE_TYPE].edge_index.to(device)
         forgotten = schema.forget_mask(data).to(device)
         num_items = schema.num_items(data)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.data.request import Request
 from torch_geometric_unlearn.metrics import embed, ranking_metrics
 from torch_geometric_unlearn.utils.seed import generator
 from torch_geometric_unlearn.utils.topk import pair_hits
@@ -55,7 +56,7 @@ class ForgetTarget:
         self.reference = self._reference_pairs(data, validation)
         self.validation = schema.held_out(retained, 'val')
         self.exclude = schema.retained_edge_index(retained)
-        self.exclude_items = data['forget_items'] if 'forget_items' in data else None
+        self.exclude_items = Request.of(data).items
 
     def measure(self, model: torch.nn.Module, graph: Any) -> dict[str, float]:
         r"""Returns :obj:`forget_level`, :obj:`reference_level`, :obj:`target_met`,
@@ -99,14 +100,13 @@ class ForgetTarget:
             item_emb,
             self.validation.to(device),
             self.exclude.to(device),
-            None if banned is None else banned.to(device),
+            banned.to(device),
             ks=(self.k,),
         )
         return metrics[f'ndcg@{self.k}']
 
     def _reference_pairs(self, data: HeteroData, validation: Tensor) -> Tensor:
-        item_level = 'forget_level' in data and data.forget_level == 'item'
-        row = 1 if item_level else 0
+        row = 1 if Request.of(data).level == 'item' else 0
         same = torch.isin(validation[row], self.forgotten[row])
         return validation[:, same] if int(same.sum()) >= MIN_PAIRS else validation
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.data.request import Request
 from torch_geometric_unlearn.nn.functional import bpr_loss, reverse_bpr_loss
 from torch_geometric_unlearn.nn.models import Table, Triplets
 from torch_geometric_unlearn.utils.check import check_choice, check_float, check_int
@@ -224,8 +225,7 @@ class TRU(ReverseRepair):
             )
 
     def _start(self, work: Workspace) -> _State:
-        level = work.data.forget_level if 'forget_level' in work.data else 'mixed'
-        rows, reach = _BY_LEVEL[level]
+        rows, reach = _BY_LEVEL[Request.of(work.data).level]
         rows = rows if self.rows == 'auto' else self.rows
         reach = reach if self.reach == 'auto' else float(self.reach)
         movable = self._movable_rows(work, rows) if self.isolation else {}

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 import pickle
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.data.request import Request, without_request
 from torch_geometric_unlearn.loader import TripletLoader
 from torch_geometric_unlearn.metrics import embed
 from torch_geometric_unlearn.nn.models.shard_ensemble import (
@@ -24,7 +24,6 @@ from torch_geometric_unlearn.nn.models.shard_ensemble import (
 from torch_geometric_unlearn.ops import SparseOperator, spmm
 from torch_geometric_unlearn.train import fit
 from torch_geometric_unlearn.train.checkpoint import tensor_digest
-from torch_geometric_unlearn.transforms._request import REQUEST_KEYS
 from torch_geometric_unlearn.utils.check import check_choice, check_int
 from torch_geometric_unlearn.utils.resources import ResourceMeter
 from torch_geometric_unlearn.utils.seed import generator, isolated_seed
@@ -259,7 +258,7 @@ class UltraRE(Unlearner):
         model: torch.nn.Module | None,
         key: tuple[Any, ...],
     ) -> None:
-        whole = _without_request(data)
+        whole = without_request(data)
         device = whole[schema.EDGE_TYPE].edge_index.device
         if model is not None:
             device = next(model.parameters()).device
@@ -288,7 +287,7 @@ class UltraRE(Unlearner):
         self, data: HeteroData, model: torch.nn.Module | None
     ) -> tuple[Any, ...]:
         r"""Returns all that a preparation depends on."""
-        stores = _without_request(data).stores
+        stores = without_request(data).stores
         values = [value for store in stores for value in store.values()]
         if self.grouping == 'clean':
             values.append(schema.forget_mask(data))
@@ -310,7 +309,7 @@ class UltraRE(Unlearner):
             vectors = _content_vectors(data)
         else:
             assert model is not None
-            graph = model.build_graph(_without_request(data))  # type: ignore[operator]
+            graph = model.build_graph(without_request(data))  # type: ignore[operator]
             vectors, _ = embed(model, graph)
         return balanced_groups(
             vectors, self.num_shards, self.solver, self.num_rounds, self.seed
@@ -471,21 +470,10 @@ def _touched(owner: Tensor, data: HeteroData) -> list[int]:
     r"""Returns the groups from which the request takes a training or validation pair,
     in order.
     """
-    validation = schema.held_out(data, 'val')
-    lost = validation[:, schema.deleted_pairs(data, validation)]
-    users = torch.cat([schema.forgotten_edge_index(data)[0], lost[0]])
+    request, validation = Request.of(data), schema.held_out(data, 'val')
+    lost = validation[:, request.covers(validation)]
+    users = torch.cat([request.pairs[0], lost[0]])
     return owner[users.to(owner.device)].unique().tolist()
-
-
-def _without_request(data: HeteroData) -> HeteroData:
-    out = copy.copy(data)
-    for key in (*REQUEST_KEYS, 'forget_level'):
-        if key in out:
-            del out[key]
-    for edge_type in (schema.EDGE_TYPE, schema.REV_EDGE_TYPE):
-        if edge_type in out.edge_types and 'forget_mask' in out[edge_type]:
-            del out[edge_type]['forget_mask']
-    return out
 
 
 def _content_vectors(data: HeteroData) -> Tensor:
