@@ -97,8 +97,8 @@ class PartialRetrain(Unlearner):
             (default: :obj:`0.05`)
         num_epochs (int, optional): Passes over the touched triplets; at most three
             times as many while the validation curve rises. (default: :obj:`5`)
-        min_steps (int, optional): Least number of steps, and three times as many where
-            all rows are drawn anew: fresh rows need some steps to arrive, however few
+        min_steps (int, optional): Least number of steps, and twice as many where all
+            rows are drawn anew: fresh rows need some steps to arrive, however few
             batches there are. (default: :obj:`200`)
         lr (float, optional): Learning rate of the training. (default: :obj:`1e-3`)
         batch_size (int, optional): Batch size of the training.
@@ -336,7 +336,7 @@ class _Run:
         self.optimizer = torch.optim.Adam(groups, fused=True)
         num_batches = len(self.loader)
         has_rows = sum(value.numel() for value in self.rows.values[:own]) > 0
-        least = unlearner.min_steps * (3 if touched.is_all else 1)
+        least = unlearner.min_steps * (2 if touched.is_all else 1)
         self.num_steps = max(unlearner.num_epochs * num_batches, least)
         if num_batches == 0 or not has_rows:
             self.num_steps = 0
