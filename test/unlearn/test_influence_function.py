@@ -264,7 +264,7 @@ def test_needs_a_table(data):
     assert unlearner.supports(model, marked) == (True, '')
     ok, reason = unlearner.supports(torch.nn.Linear(1, 1), marked)
     assert not ok
-    assert reason.startswith("'Linear' does not tell its 'tables()'")
+    assert reason.startswith("'Linear' lacks ['build_graph', 'loss', 'branches', 'ta")
 
 
 def test_bad_arguments():

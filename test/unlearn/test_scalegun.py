@@ -63,6 +63,9 @@ class Ridge(torch.nn.Module):
         super().__init__()
         self.offset = torch.nn.Parameter(torch.zeros(2))
 
+    def tables(self):
+        return []
+
     def build_graph(self, data):
         return InteractionGraph(schema.retained_edge_index(data), 100, 60)
 

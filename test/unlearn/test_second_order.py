@@ -32,6 +32,9 @@ class Bilinear(torch.nn.Module):
             value = torch.randn(size, dtype=torch.float64, generator=rng)
             setattr(self, name, torch.nn.Parameter(value))
 
+    def tables(self):
+        return []
+
     def forward(self, graph):
         return graph * self.user @ self.mix, torch.tanh(graph * self.item)
 

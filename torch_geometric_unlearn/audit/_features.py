@@ -14,6 +14,7 @@ from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.metrics import embed
+from torch_geometric_unlearn.nn.models.base import HasBranches
 from torch_geometric_unlearn.utils.topk import PairIndex, topk_items
 
 #: Features where a remembered pair lies lower, not higher.
@@ -72,7 +73,7 @@ class PairFeatures:
         self.retained = schema.retained_edge_index(data).to(self.device)
         self.index = PairIndex(self.retained, sizes[0])
         self.branches: dict[str, tuple[Tensor, Tensor]] = {}
-        if hasattr(model, 'branch_embeddings'):
+        if isinstance(model, HasBranches):
             training = model.training
             model.eval()
             for name, x in model.branch_embeddings(graph).items():

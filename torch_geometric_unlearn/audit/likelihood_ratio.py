@@ -13,6 +13,7 @@ from torch_geometric.data import HeteroData
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import Request, without_request
 from torch_geometric_unlearn.metrics import embed
+from torch_geometric_unlearn.nn.models.base import RecommenderLike
 from torch_geometric_unlearn.train import fit
 from torch_geometric_unlearn.transforms import (
     DropForgotten,
@@ -37,7 +38,7 @@ MIN_TARGETS = 10
 
 def likelihood_ratio(
     data: HeteroData,
-    build_model: Callable[[HeteroData], torch.nn.Module],
+    build_model: Callable[[HeteroData], RecommenderLike],
     unlearner: Unlearner,
     fit_args: Mapping[str, Any] | None = None,
     model: Any = None,
@@ -167,7 +168,7 @@ def likelihood_ratio(
         else:
             request = ForgetInteractions(part)(shadow)
         out = unlearner(fresh, request)
-        graph = out.model.build_graph(out.data)  # type: ignore[operator]
+        graph = out.model.build_graph(out.data)
         values.append(_margins(out.model, graph, pairs, target_of_pair))
     value = torch.stack(values)
 

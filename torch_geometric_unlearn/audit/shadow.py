@@ -14,6 +14,7 @@ from torch_geometric.data import HeteroData
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import Request, without_request
 from torch_geometric_unlearn.metrics import embed
+from torch_geometric_unlearn.nn.models.base import RecommenderLike
 from torch_geometric_unlearn.train import fit
 from torch_geometric_unlearn.transforms import DropForgotten
 from torch_geometric_unlearn.utils.check import check_int
@@ -33,7 +34,7 @@ from .membership import never_trained_pairs
 def shadow(
     model: Any,
     data: HeteroData,
-    build_model: Callable[[HeteroData], torch.nn.Module],
+    build_model: Callable[[HeteroData], RecommenderLike],
     fit_args: Mapping[str, Any] | None = None,
     graph: Any = None,
     num_factors: int = 100,
@@ -146,7 +147,7 @@ def shadow(
     with isolated_seed(seed):
         recommender = build_model(shadow_data)
     fit(recommender, shadow_data, seed=seed, **(fit_args or {}))
-    shadow_graph = recommender.build_graph(shadow_data)  # type: ignore[operator]
+    shadow_graph = recommender.build_graph(shadow_data)
     x_train = torch.cat(
         [
             _describe(

@@ -16,6 +16,12 @@ from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import Request, without_request
+from torch_geometric_unlearn.nn.models.base import (
+    HasBranches,
+    HasContent,
+    RecommenderLike,
+    named_tables,
+)
 from torch_geometric_unlearn.utils.check import check_int
 from torch_geometric_unlearn.utils.seed import generator
 from torch_geometric_unlearn.utils.topk import (
@@ -41,9 +47,9 @@ DEPTH = 100  # Of rank-biased overlap, and of the lists that limit 'jsd_top@100'
 
 @torch.no_grad()
 def parameter_shift(
-    model: torch.nn.Module,
-    original: torch.nn.Module,
-    reference: torch.nn.Module | None = None,
+    model: RecommenderLike,
+    original: RecommenderLike,
+    reference: RecommenderLike | None = None,
     data: HeteroData | None = None,
 ) -> dict[str, dict[str, float]]:
     r"""Measures how far every module has moved away from the original model.
@@ -123,26 +129,20 @@ def _ratio(change: Tensor | None, norm: float) -> float:
     return math.nan if change is None or norm == 0 else float(change.norm()) / norm
 
 
-def _touched_rows(model: torch.nn.Module, data: HeteroData) -> dict[str, Tensor]:
+def _touched_rows(model: RecommenderLike, data: HeteroData) -> dict[str, Tensor]:
     r"""Returns which rows of every table belong to the request, by parameter."""
-    if not hasattr(model, 'tables'):
-        return {}
-    pairs = schema.forgotten_edge_index(data)
+    request = Request.of(data)
     sizes = schema.num_users(data), schema.num_items(data)
     masks = []
-    for ids, size, node_type in zip(pairs, sizes, (schema.USER, schema.ITEM)):
-        mask = torch.zeros(size, dtype=torch.bool, device=pairs.device)
+    for ids, named, size in zip(request.pairs, (request.users, request.items), sizes):
+        mask = torch.zeros(size, dtype=torch.bool, device=ids.device)
         mask[ids] = True
-        key = f'forget_{node_type}s'
-        if key in data:
-            mask[data[key].to(pairs.device)] = True
+        mask[named.to(ids.device)] = True
         masks.append(mask)
-    by_rows = {schema.USER: masks[0], schema.ITEM: masks[1], 'node': torch.cat(masks)}
-    names = {id(p): name for name, p in model.named_parameters()}
     return {
-        names[id(table.parameter)]: by_rows[table.rows].to(table.parameter.device)
-        for table in model.tables()  # type: ignore[operator]
-        if table.parameter.size(0) == by_rows[table.rows].numel()
+        name: table.of(*masks).to(table.parameter.device)
+        for name, table in named_tables(model).items()
+        if table.parameter.size(0) == table.of(*masks).numel()
     }
 
 
@@ -270,7 +270,7 @@ class _View:
     r"""What one model shows of all nodes."""
 
     @torch.no_grad()
-    def __init__(self, model: Any, data: HeteroData) -> None:
+    def __init__(self, model: RecommenderLike, data: HeteroData) -> None:
         graph = model.build_graph(data)
         self.user_emb, self.item_emb = embed(model, graph)
         size = self.user_emb.size(0)
@@ -278,10 +278,10 @@ class _View:
         self.content: dict[str, Tensor] = {}
         training = model.training
         model.eval()
-        if hasattr(model, 'branch_embeddings'):
+        if isinstance(model, HasBranches):
             for name, x in model.branch_embeddings(graph).items():
                 self.branches[name] = (x[:size], x[size:])
-        if hasattr(model, 'content_embeddings'):
+        if isinstance(model, HasContent):
             self.content = dict(model.content_embeddings(graph))
         model.train(training)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.nn.models.base import HasBranches, RecommenderLike
 from torch_geometric_unlearn.utils.check import check_choice
 
 from ._similarity import linear_cka
@@ -127,7 +128,7 @@ def cross_modal_cka(
         ['id', 'image', 'text', 'fused']
     """
     check_choice(nodes, 'nodes', ('item', 'user', 'all'))
-    if not hasattr(model, 'branch_embeddings'):
+    if not isinstance(model, HasBranches):
         raise ValueError(
             f"'model' must have the method 'branch_embeddings' (got "
             f"'{type(model).__name__}'). A model of one branch has nothing to compare."
@@ -153,9 +154,9 @@ def cross_modal_cka(
 
 
 def layer_shift(
-    original: torch.nn.Module,
-    unlearned: torch.nn.Module,
-    retrained: torch.nn.Module | None = None,
+    original: RecommenderLike,
+    unlearned: RecommenderLike,
+    retrained: RecommenderLike | None = None,
     data: HeteroData | None = None,
 ) -> list[dict[str, Any]]:
     r"""Returns the profile of

@@ -29,6 +29,7 @@ from torch_geometric_unlearn.metrics import (
     trade_off,
 )
 from torch_geometric_unlearn.metrics.diagnosis import layer_shift
+from torch_geometric_unlearn.nn.models.base import RecommenderLike
 from torch_geometric_unlearn.unlearn.selection import popularity_matched_pairs
 from torch_geometric_unlearn.utils.check import check_int
 from torch_geometric_unlearn.utils.files import atomic_save, make_folder
@@ -50,10 +51,10 @@ AUDITS = ('membership', 'completion', 'backdoor', 'closeness')
 
 def build_report(
     result: UnlearnResult,
-    original: torch.nn.Module | None = None,
+    original: RecommenderLike | None = None,
     data: HeteroData | None = None,
-    retrained: UnlearnResult | torch.nn.Module | None = None,
-    controls: Mapping[str, UnlearnResult | torch.nn.Module] | None = None,
+    retrained: UnlearnResult | RecommenderLike | None = None,
+    controls: Mapping[str, UnlearnResult | RecommenderLike] | None = None,
     audits: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
     tolerance: Mapping[str, float] | None = None,
@@ -262,7 +263,7 @@ class _Entry:
 
     name: str
     role: str
-    model: torch.nn.Module
+    model: RecommenderLike
     data: HeteroData | None = None
     seconds: float = math.nan
     peak_memory: float = math.nan
@@ -275,7 +276,7 @@ class _Entry:
         data = self.data
         if self.role == 'original' and data is not None:
             data = without_request(data)
-        return self.model.build_graph(data)  # type: ignore[operator]
+        return self.model.build_graph(data)
 
 
 _MASKS = {
@@ -288,10 +289,10 @@ _MASKS = {
 
 def _entries(
     result: UnlearnResult,
-    original: torch.nn.Module | None,
+    original: RecommenderLike | None,
     data: HeteroData | None,
-    retrained: UnlearnResult | torch.nn.Module | None,
-    controls: Mapping[str, UnlearnResult | torch.nn.Module],
+    retrained: UnlearnResult | RecommenderLike | None,
+    controls: Mapping[str, UnlearnResult | RecommenderLike],
 ) -> dict[str, _Entry]:
     out: dict[str, _Entry] = {}
     if original is not None:
@@ -307,11 +308,11 @@ def _entries(
                 f"'controls' must not be named 'original', 'retrained' or 'unlearned' "
                 f"(got '{name}')"
             )
-        if isinstance(value, torch.nn.Module):
-            out[name] = _Entry(name, role, value, data)
-        else:
+        if hasattr(value, 'peak_memory'):  # A result rather than a model.
             cost = value.seconds, float(value.peak_memory)
             out[name] = _Entry(name, role, value.model, data, *cost)
+        else:
+            out[name] = _Entry(name, role, value, data)
     return out
 
 

@@ -56,7 +56,7 @@ def check_model(model: Any, data: HeteroData) -> None:
     _check_loss(model, graph, data)
     branch_names(model)  # Raises if the branches are no partition.
     num_nodes = {'user': sizes[0], 'item': sizes[1], 'node': sum(sizes)}
-    for table in model.tables() if hasattr(model, 'tables') else []:
+    for table in model.tables():
         assert table.parameter.size(0) == num_nodes[table.rows], (
             f"A table of '{table.rows}' rows must have {num_nodes[table.rows]} of them"
         )

@@ -5,6 +5,7 @@ from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.metrics import embed
+from torch_geometric_unlearn.nn.models.base import RecommenderLike
 from torch_geometric_unlearn.transforms import ForgetInteractions
 from torch_geometric_unlearn.unlearn import Unlearner, UnlearnResult
 
@@ -12,7 +13,7 @@ from ._snapshot import assert_same, snapshot
 
 
 def check_unlearner(
-    unlearner: Unlearner, model: torch.nn.Module, data: HeteroData
+    unlearner: Unlearner, model: RecommenderLike, data: HeteroData
 ) -> UnlearnResult:
     r"""Checks the unlearner contract.
 
@@ -63,11 +64,11 @@ def check_unlearner(
 
 
 def _graph(result: UnlearnResult) -> object:
-    return result.model.build_graph(result.data)  # type: ignore[operator]
+    return result.model.build_graph(result.data)
 
 
 def _check_same_state(
-    state: dict[str, torch.Tensor], model: torch.nn.Module, message: str
+    state: dict[str, torch.Tensor], model: RecommenderLike, message: str
 ) -> None:
     for name, value in model.state_dict().items():
         assert torch.equal(state[name], value), f"{message}, but '{name}' differs"
@@ -94,7 +95,7 @@ def _check_gone(data: HeteroData, after: HeteroData) -> None:
 
 
 def _check_noop(
-    unlearner: Unlearner, model: torch.nn.Module, data: HeteroData
+    unlearner: Unlearner, model: RecommenderLike, data: HeteroData
 ) -> None:
     state = {k: v.clone() for k, v in model.state_dict().items()}
     result = unlearner(model, data)

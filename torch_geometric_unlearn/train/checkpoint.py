@@ -16,6 +16,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.nn.models.base import RecommenderLike
 from torch_geometric_unlearn.utils.files import atomic_save, make_folder
 
 _HEADER = 'torch_geometric_unlearn'
@@ -66,7 +67,7 @@ def load_tensors(
 
 
 def save_model(
-    model: torch.nn.Module,
+    model: RecommenderLike,
     path: str | os.PathLike[str],
     meta: dict[str, Any] | None = None,
 ) -> None:
@@ -88,7 +89,7 @@ def save_model(
 
 
 def load_model(
-    model: torch.nn.Module, path: str | os.PathLike[str]
+    model: RecommenderLike, path: str | os.PathLike[str]
 ) -> dict[str, Any]:
     r"""Loads parameters and buffers into a model of the same kind and sizes.
 
@@ -108,7 +109,7 @@ def load_model(
 
 
 def load_state(
-    model: torch.nn.Module,
+    model: RecommenderLike,
     tensors: dict[str, Tensor],
     saved_class: str,
     path: str | os.PathLike[str],

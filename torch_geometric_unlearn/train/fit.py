@@ -14,13 +14,14 @@ from tqdm.auto import tqdm
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.loader import TripletLoader
 from torch_geometric_unlearn.metrics import embed, ranking_metrics
+from torch_geometric_unlearn.nn.models.base import RecommenderLike
 from torch_geometric_unlearn.utils.check import check_choice, check_float, check_int
 from torch_geometric_unlearn.utils.resources import ResourceMeter
 
 from .checkpoint import fingerprint, load_state, load_tensors, save_tensors
 
 #: Receives the model and the history row of the epoch; returns True to stop.
-Callback = Callable[[torch.nn.Module, dict[str, float]], 'bool | None']
+Callback = Callable[[RecommenderLike, dict[str, float]], 'bool | None']
 
 
 @dataclass
@@ -46,7 +47,7 @@ class FitResult:
 
 
 def fit(
-    model: torch.nn.Module,
+    model: RecommenderLike,
     data: HeteroData,
     *,
     num_epochs: int = 1000,
@@ -162,7 +163,7 @@ def fit(
         'data': fingerprint(data),
     }
     device = next(model.parameters()).device
-    graph = model.build_graph(data)  # type: ignore[operator]
+    graph = model.build_graph(data)
     train_pairs = schema.retained_edge_index(data)
     num_items = schema.num_items(data)
     pool: dict[str, Tensor] = {}
@@ -180,7 +181,7 @@ def fit(
         torch.manual_seed(seed)
         if checkpoint is not None and Path(checkpoint).exists():
             run.load(checkpoint)
-            graph = model.build_graph(data)  # type: ignore[operator] # Of that state.
+            graph = model.build_graph(data)  # Of that state.
         spent = run.result.seconds
         start = len(run.result.history)
         bar = tqdm(range(start, num_epochs), disable=None, desc='fit', initial=start)
@@ -230,10 +231,10 @@ class _Run:
     r"""The state of a training run: everything that a resume must bring back."""
 
     def __init__(
-        self, model: torch.nn.Module, loader: TripletLoader, settings: dict[str, Any]
+        self, model: RecommenderLike, loader: TripletLoader, settings: dict[str, Any]
     ) -> None:
         self.model = model
-        self.loss: Callable[..., Tensor] = model.loss  # type: ignore[assignment]
+        self.loss: Callable[..., Tensor] = model.loss
         self.loader = loader
         self.settings = settings
         self.parameters = {

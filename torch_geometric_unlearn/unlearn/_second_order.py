@@ -13,6 +13,7 @@ from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.loader import TripletLoader
+from torch_geometric_unlearn.nn.models.base import RecommenderLike, named_tables
 from torch_geometric_unlearn.ops import Neighbors, neighbor_dot
 
 #: Maps a flat vector of parameters to another one.
@@ -90,7 +91,7 @@ class RankingProblem:
 
     def __init__(
         self,
-        model: torch.nn.Module,
+        model: RecommenderLike,
         weight_decay: float,
         masks: dict[str, Tensor | None],
     ) -> None:
@@ -301,25 +302,16 @@ def near_nodes(data: HeteroData, pairs: Tensor, num_hops: int) -> tuple[Tensor, 
 
 
 def table_masks(
-    model: torch.nn.Module, near_user: Tensor, near_item: Tensor
+    model: RecommenderLike, near_user: Tensor, near_item: Tensor
 ) -> dict[str, Tensor]:
     r"""Returns the rows of the given nodes, bool :obj:`[N, 1]`, by table."""
-    names = {id(p): name for name, p in model.named_parameters()}
-    by_type = {
-        schema.USER: near_user,
-        schema.ITEM: near_item,
-        'node': torch.cat([near_user, near_item]),
-    }
-    tables = model.tables() if hasattr(model, 'tables') else []  # type: ignore[operator]
     return {
-        names[id(table.parameter)]: by_type[table.rows]
-        .unsqueeze(1)
-        .to(table.parameter.device)
-        for table in tables
+        name: table.of(near_user, near_item).unsqueeze(1).to(table.parameter.device)
+        for name, table in named_tables(model).items()
     }
 
 
-def regulariser_weight(model: torch.nn.Module, weight: float | None) -> float:
+def regulariser_weight(model: RecommenderLike, weight: float | None) -> float:
     r"""Returns the weight of the L2 regulariser per triple: the given one, else the
     model's own where it tells, else 1e-4.
     """

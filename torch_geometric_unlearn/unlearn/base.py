@@ -14,11 +14,12 @@ from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import Request
+from torch_geometric_unlearn.nn.models.base import RecommenderLike
 from torch_geometric_unlearn.transforms import DropForgotten
 from torch_geometric_unlearn.utils.resources import ResourceMeter
 from torch_geometric_unlearn.utils.seed import isolated_seed
 
-_CONTRACT = ('build_graph', 'forward', 'loss', 'branches')
+_CONTRACT = ('build_graph', 'forward', 'loss', 'branches', 'tables')
 
 
 @dataclass
@@ -42,7 +43,7 @@ class UnlearnResult:
             plain values, the seed among them.
     """
 
-    model: torch.nn.Module
+    model: RecommenderLike
     data: HeteroData
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
@@ -119,7 +120,7 @@ class Unlearner(ABC):
 
     def prepare(  # noqa: B027
         self,
-        build_model: Callable[[HeteroData], torch.nn.Module],
+        build_model: Callable[[HeteroData], RecommenderLike],
         data: HeteroData,
     ) -> None:
         r"""Does the training that a method needs before any request; nothing here.
@@ -129,7 +130,7 @@ class Unlearner(ABC):
             data (HeteroData): The data to train on.
         """
 
-    def supports(self, model: torch.nn.Module, data: HeteroData) -> tuple[bool, str]:
+    def supports(self, model: RecommenderLike, data: HeteroData) -> tuple[bool, str]:
         r"""Tells whether the method can serve this model and request, and if not,
         why.
         """
@@ -138,7 +139,7 @@ class Unlearner(ABC):
             return False, f"'{type(model).__name__}' lacks {missing} of the contract"
         return True, ''
 
-    def __call__(self, model: torch.nn.Module, data: HeteroData) -> UnlearnResult:
+    def __call__(self, model: RecommenderLike, data: HeteroData) -> UnlearnResult:
         r"""Returns the model without the influence of what :obj:`data` marks.
 
         Args:
@@ -178,8 +179,8 @@ class Unlearner(ABC):
 
     @abstractmethod
     def _unlearn(
-        self, model: torch.nn.Module, data: HeteroData, retained: HeteroData
-    ) -> tuple[torch.nn.Module, list[dict[str, Any]]]:
+        self, model: RecommenderLike, data: HeteroData, retained: HeteroData
+    ) -> tuple[RecommenderLike, list[dict[str, Any]]]:
         r"""Returns the unlearned model and one row per epoch.
 
         Args:
@@ -202,7 +203,7 @@ class Unlearner(ABC):
         return f'{self.__class__.__name__}({", ".join(args)})'
 
 
-def _check_finite(model: torch.nn.Module) -> None:
+def _check_finite(model: RecommenderLike) -> None:
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter.detach().sum()):  # The sum has all of them.
             raise ValueError(
@@ -213,7 +214,7 @@ def _check_finite(model: torch.nn.Module) -> None:
 
 @torch.no_grad()
 def _compare(
-    before: torch.nn.Module, after: torch.nn.Module
+    before: RecommenderLike, after: RecommenderLike
 ) -> tuple[dict[str, float], dict[str, float]]:
     old, touched, shift = dict(before.named_parameters()), {}, {}
     for name, new in after.named_parameters():

@@ -9,6 +9,7 @@ from torch_geometric.data import HeteroData
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.metrics import embed
 from torch_geometric_unlearn.nn.models import EmbeddingTable
+from torch_geometric_unlearn.nn.models.base import RecommenderLike
 from torch_geometric_unlearn.ops import SparseOperator, spmm
 from torch_geometric_unlearn.utils.check import check_float, check_int
 from torch_geometric_unlearn.utils.seed import generator
@@ -96,9 +97,9 @@ class COVA(Unlearner):
         self.num_iters = check_int(num_iters, 'num_iters', 0)
 
     def _unlearn(
-        self, model: torch.nn.Module, data: HeteroData, retained: HeteroData
-    ) -> tuple[torch.nn.Module, list[dict[str, Any]]]:
-        graph = model.build_graph(retained)  # type: ignore[operator]
+        self, model: RecommenderLike, data: HeteroData, retained: HeteroData
+    ) -> tuple[RecommenderLike, list[dict[str, Any]]]:
+        graph = model.build_graph(retained)
         user_emb, item_emb = embed(model, graph)
         device = user_emb.device
         stack = ScoreStack(

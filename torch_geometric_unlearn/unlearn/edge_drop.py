@@ -2,8 +2,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch_geometric.data import HeteroData
+
+from torch_geometric_unlearn.nn.models.base import RecommenderLike
 
 from .base import Unlearner
 
@@ -22,6 +23,6 @@ class EdgeDrop(Unlearner):
     """
 
     def _unlearn(
-        self, model: torch.nn.Module, data: HeteroData, retained: HeteroData
-    ) -> tuple[torch.nn.Module, list[dict[str, Any]]]:
+        self, model: RecommenderLike, data: HeteroData, retained: HeteroData
+    ) -> tuple[RecommenderLike, list[dict[str, Any]]]:
         return model, []

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch_geometric.data import HeteroData
 
+from torch_geometric_unlearn.nn.models.base import RecommenderLike
 from torch_geometric_unlearn.utils.check import check_float
 
 from .reverse_repair import ReverseRepair, Workspace
@@ -55,8 +55,8 @@ class FineTune(ReverseRepair):
         return {}
 
     def _unlearn(
-        self, model: torch.nn.Module, data: HeteroData, retained: HeteroData
-    ) -> tuple[torch.nn.Module, list[dict[str, Any]]]:
+        self, model: RecommenderLike, data: HeteroData, retained: HeteroData
+    ) -> tuple[RecommenderLike, list[dict[str, Any]]]:
         model, history = super()._unlearn(model, data, retained)
         for row in history:  # There is no reverse step to tell about.
             del row['reversed']

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.nn.models.base import HasBranches, RecommenderLike
 from torch_geometric_unlearn.nn.models.deletion_operators import OUT, DeletionOperators
 from torch_geometric_unlearn.utils.check import check_float, check_int
 from torch_geometric_unlearn.utils.seed import generator
@@ -77,15 +78,14 @@ class GNNDelete(Unlearner):
 
     @torch.no_grad()
     def _unlearn(
-        self, model: torch.nn.Module, data: HeteroData, retained: HeteroData
-    ) -> tuple[torch.nn.Module, list[dict[str, Any]]]:
+        self, model: RecommenderLike, data: HeteroData, retained: HeteroData
+    ) -> tuple[RecommenderLike, list[dict[str, Any]]]:
         device = next(model.parameters()).device
         model.eval()
-        graph: Any = model.build_graph(retained)  # type: ignore[operator]
-        has_branches = hasattr(model, 'branch_embeddings') and hasattr(model, 'fuse')
+        graph: Any = model.build_graph(retained)
         original: dict[str, Tensor] = {}
-        if has_branches:
-            original = model.branch_embeddings(graph)  # type: ignore[operator]
+        if isinstance(model, HasBranches):
+            original = model.branch_embeddings(graph)
         original[OUT] = torch.cat(model(graph))
 
         pairs = schema.forgotten_edge_index(data)
@@ -110,9 +110,8 @@ class GNNDelete(Unlearner):
             first, last = {}, {}
             for name, target in original.items():  # The one after the fusion is last.
                 source = target
-                if name == OUT and has_branches:
-                    fuse: Any = model.fuse
-                    source = torch.cat(fuse(graph, out.branch_embeddings(graph)))
+                if name == OUT and isinstance(model, HasBranches):
+                    source = torch.cat(model.fuse(graph, out.branch_embeddings(graph)))
                 step = optimizers[name], source, target, targets
                 first[name], last[name] = self._train(out.operators[name], *step)
             row: dict[str, Any] = {'epoch': epoch}

@@ -8,6 +8,7 @@ from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import without_request
+from torch_geometric_unlearn.nn.models.base import RecommenderLike
 from torch_geometric_unlearn.utils.check import check_choice, check_float, check_int
 
 from ._second_order import (
@@ -106,18 +107,17 @@ class InfluenceFunction(Unlearner):
         self.step = check_float(step, 'step', 0.0)
         self.max_change = check_float(max_change, 'max_change', 0.0)
 
-    def supports(self, model: torch.nn.Module, data: HeteroData) -> tuple[bool, str]:
-        reason = lacks_id_table(model)
-        if reason:
-            return False, f'{reason}, and nothing else may move'
-        return super().supports(model, data)
+    def supports(self, model: RecommenderLike, data: HeteroData) -> tuple[bool, str]:
+        ok, reason = super().supports(model, data)
+        if ok and lacks_id_table(model):
+            return False, f'{lacks_id_table(model)}, and nothing else may move'
+        return ok, reason
 
     def _unlearn(
-        self, model: torch.nn.Module, data: HeteroData, retained: HeteroData
-    ) -> tuple[torch.nn.Module, list[dict[str, Any]]]:
+        self, model: RecommenderLike, data: HeteroData, retained: HeteroData
+    ) -> tuple[RecommenderLike, list[dict[str, Any]]]:
         device = next(model.parameters()).device
-        tables: Any = model.tables()  # type: ignore[operator]
-        raw = {id(table.parameter) for table in tables if table.is_raw}
+        raw = {id(table.parameter) for table in model.tables() if table.is_raw}
         named = dict(model.named_parameters())
         users, items = important_nodes(data, self.quantile)
         masks: dict[str, Tensor | None] = {

@@ -7,6 +7,7 @@ import torch
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.nn.functional import reverse_bpr_loss
+from torch_geometric_unlearn.nn.models.base import RecommenderLike
 from torch_geometric_unlearn.utils.check import check_choice, check_float
 
 from .reverse_repair import ReverseRepair, Workspace
@@ -84,7 +85,7 @@ class MMRecUn(ReverseRepair):
         self.alpha = check_float(alpha, 'alpha', 0.0, 1.0)
         self.row_reset = row_reset
 
-    def supports(self, model: torch.nn.Module, data: HeteroData) -> tuple[bool, str]:
+    def supports(self, model: RecommenderLike, data: HeteroData) -> tuple[bool, str]:
         reason = lacks_id_table(model) if self.row_reset else ''
         return (False, reason) if reason else super().supports(model, data)
 
@@ -118,8 +119,8 @@ class MMRecUn(ReverseRepair):
         return {} if self.schedule == 'joint' else super()._repair(work)
 
     def _unlearn(
-        self, model: torch.nn.Module, data: HeteroData, retained: HeteroData
-    ) -> tuple[torch.nn.Module, list[dict[str, Any]]]:
+        self, model: RecommenderLike, data: HeteroData, retained: HeteroData
+    ) -> tuple[RecommenderLike, list[dict[str, Any]]]:
         model, history = super()._unlearn(model, data, retained)
         if self.row_reset:
             reset_rows(model, data)
@@ -152,7 +153,7 @@ def joint_pass(
         loss = reverse = reverse_bpr_loss(pos_score, neg_score, form)
         if alpha > 0:
             work.model.train()
-            repair = work.model.loss(  # type: ignore[operator]
+            repair = work.model.loss(
                 work.graph, retain_batch.to(work.device)
             )
             if getattr(work.model, 'reduction', 'mean') == 'sum':

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
+
+from torch_geometric_unlearn.nn.models.base import RecommenderLike
 
 
 @dataclass
@@ -32,7 +33,7 @@ class LeafModule:
 
 
 def leaf_modules(
-    model: torch.nn.Module, rows: dict[str, Tensor] | None = None
+    model: RecommenderLike, rows: dict[str, Tensor] | None = None
 ) -> list[LeafModule]:
     r"""Returns the modules that own trained parameters, in forward order.
 
@@ -42,8 +43,7 @@ def leaf_modules(
             (default: :obj:`None`)
     """
     rows = rows or {}
-    tables = model.tables() if hasattr(model, 'tables') else []  # type: ignore[operator]
-    raw = {id(table.parameter) for table in tables if table.is_raw}
+    raw = {id(table.parameter) for table in model.tables() if table.is_raw}
     out = []
     for name, module in model.named_modules():
         own = {
@@ -62,7 +62,7 @@ def leaf_modules(
     return out
 
 
-def branch_names(model: torch.nn.Module) -> dict[str, str]:
+def branch_names(model: RecommenderLike) -> dict[str, str]:
     r"""Returns the branch of every parameter by name.
 
     Raises:
@@ -70,7 +70,7 @@ def branch_names(model: torch.nn.Module) -> dict[str, str]:
     """
     names = {id(p): name for name, p in model.named_parameters()}
     out: dict[str, str] = {}
-    for branch, members in model.branches().items():  # type: ignore[operator]
+    for branch, members in model.branches().items():
         for parameter in members:
             name = names.get(id(parameter))
             if name is None or name in out:

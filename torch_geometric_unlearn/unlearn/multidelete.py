@@ -11,6 +11,11 @@ from torch_geometric.data import HeteroData
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import Request, without_request
 from torch_geometric_unlearn.loader import TripletLoader
+from torch_geometric_unlearn.nn.models.base import (
+    HasBranches,
+    HasContent,
+    RecommenderLike,
+)
 from torch_geometric_unlearn.utils.check import check_choice, check_float
 from torch_geometric_unlearn.utils.seed import generator
 
@@ -125,7 +130,7 @@ class MultiDelete(ReverseRepair):
     def _start(self, work: Workspace) -> _State:
         graph = work.graph
         if self.target_graph == 'full':
-            graph = work.model.build_graph(  # type: ignore[operator]
+            graph = work.model.build_graph(
                 without_request(work.data)
             )
         work.model.eval()
@@ -302,8 +307,8 @@ class _State:
     is_kept: Tensor
 
 
-def _views(model: Any, graph: Any) -> _Views:
-    if not hasattr(model, 'branch_embeddings') or not hasattr(model, 'fuse'):
+def _views(model: RecommenderLike, graph: Any) -> _Views:
+    if not isinstance(model, HasBranches):
         user, item = model(graph)
         return _Views(user, item, [], {})
     branches = model.branch_embeddings(graph)
@@ -314,7 +319,7 @@ def _views(model: Any, graph: Any) -> _Views:
         user_part, item_part = x.split(sizes)
         pairs.append((user_part, item_part))
     content = {}
-    if hasattr(model, 'content_embeddings'):
+    if isinstance(model, HasContent):
         content = model.content_embeddings(graph)
     return _Views(user, item, pairs, content)
 

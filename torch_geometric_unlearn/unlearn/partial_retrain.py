@@ -16,6 +16,7 @@ from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.loader import RowLoader
 from torch_geometric_unlearn.metrics import embed, ranking_metrics
 from torch_geometric_unlearn.nn.models import LinearRows, TableRows, Triplets
+from torch_geometric_unlearn.nn.models.base import HasRowBranches, RecommenderLike
 from torch_geometric_unlearn.train.checkpoint import (
     fingerprint,
     load_tensors,
@@ -164,7 +165,7 @@ class PartialRetrain(Unlearner):
         self.checkpoint = checkpoint
         self.resume = resume
 
-    def supports(self, model: torch.nn.Module, data: HeteroData) -> tuple[bool, str]:
+    def supports(self, model: RecommenderLike, data: HeteroData) -> tuple[bool, str]:
         ok, reason = super().supports(model, data)
         if not ok:
             return ok, reason
@@ -177,7 +178,7 @@ class PartialRetrain(Unlearner):
             )
         return not reason, reason
 
-    def _unfit(self, model: Any) -> str:
+    def _unfit(self, model: RecommenderLike) -> str:
         tables = model.tables()
         for table in tables:
             if table.is_raw:
@@ -201,8 +202,8 @@ class PartialRetrain(Unlearner):
         return ''
 
     def _unlearn(
-        self, model: torch.nn.Module, data: HeteroData, retained: HeteroData
-    ) -> tuple[torch.nn.Module, list[dict[str, Any]]]:
+        self, model: RecommenderLike, data: HeteroData, retained: HeteroData
+    ) -> tuple[RecommenderLike, list[dict[str, Any]]]:
         path = self.checkpoint
         if path is not None and Path(path).exists() and not self.resume:
             raise FileExistsError(
@@ -288,7 +289,8 @@ def touched_rows(
 
 
 @torch.no_grad()
-def reset_features(model: Any, data: HeteroData, items: Tensor) -> None:
+def reset_features(
+    model: RecommenderLike, data: HeteroData, items: Tensor) -> None:
     r"""Sets the rows of raw feature tables back to the features, in place, where the
     table tells its modality.
     """
@@ -306,7 +308,7 @@ class _Run:
     def __init__(
         self,
         unlearner: PartialRetrain,
-        model: Any,
+        model: RecommenderLike,
         data: HeteroData,
         retained: HeteroData,
         touched: TouchedRows,
@@ -537,17 +539,17 @@ class _ValidationCurve:
         return {self.key: metrics['ndcg@20']}
 
 
-def _row_types(model: Any) -> tuple[str, ...]:
+def _row_types(model: RecommenderLike) -> tuple[str, ...]:
     rows = {table.rows for table in model.tables() if not table.is_raw}
     both = (schema.USER, schema.ITEM)
     return tuple(kind for kind in both if kind in rows or 'node' in rows)
 
 
 def _rows_of(
-    model: Any, graph: Any, nodes: Tensor, num_users: int, shared: bool
+    model: RecommenderLike, graph: Any, nodes: Tensor, num_users: int, shared: bool
 ) -> LinearRows | TableRows:
     nodes = nodes.to(next(model.parameters()).device)
-    if not shared and hasattr(model, 'row_branches'):
+    if not shared and isinstance(model, HasRowBranches):
         return LinearRows(model, graph, nodes)
     return TableRows(model, graph, nodes, num_users, shared)
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch_geometric.data import HeteroData
 
+from torch_geometric_unlearn.nn.models.base import RecommenderLike
 from torch_geometric_unlearn.train import fit
 
 from .base import Unlearner
@@ -36,7 +36,7 @@ class Retrain(Unlearner):
 
     def __init__(
         self,
-        build_model: Callable[[HeteroData], torch.nn.Module],
+        build_model: Callable[[HeteroData], RecommenderLike],
         seed: int = 999,
         **kwargs: Any,
     ) -> None:
@@ -45,8 +45,8 @@ class Retrain(Unlearner):
         self.kwargs = kwargs
 
     def _unlearn(
-        self, model: torch.nn.Module, data: HeteroData, retained: HeteroData
-    ) -> tuple[torch.nn.Module, list[dict[str, Any]]]:
+        self, model: RecommenderLike, data: HeteroData, retained: HeteroData
+    ) -> tuple[RecommenderLike, list[dict[str, Any]]]:
         device = next(model.parameters()).device
         fresh = self.build_model(retained).to(device)
         result = fit(fresh, retained, seed=self.seed, **self.kwargs)

@@ -13,6 +13,7 @@ from torch_geometric.data import HeteroData
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.loader import TripletLoader
 from torch_geometric_unlearn.nn.models import Triplets
+from torch_geometric_unlearn.nn.models.base import RecommenderLike
 from torch_geometric_unlearn.utils.check import check_float, check_int
 from torch_geometric_unlearn.utils.resources import ResourceMeter
 
@@ -38,7 +39,7 @@ class Workspace:
         repair_batches (int, optional): Batches of a repair step.
     """
 
-    model: torch.nn.Module
+    model: RecommenderLike
     graph: Any
     data: HeteroData
     retained: HeteroData
@@ -130,7 +131,7 @@ class ReverseRepair(Unlearner):
             return ''
         return 'the model is no longer finite'
 
-    def supports(self, model: torch.nn.Module, data: HeteroData) -> tuple[bool, str]:
+    def supports(self, model: RecommenderLike, data: HeteroData) -> tuple[bool, str]:
         num_pairs = schema.held_out(data, 'val').size(1)
         if num_pairs < MIN_PAIRS and schema.forget_mask(data).any():
             return False, (
@@ -150,7 +151,7 @@ class ReverseRepair(Unlearner):
         total, num_batches = torch.zeros((), device=work.device), 0
         for batch in islice(work.retain_loader, work.repair_batches):
             work.repair_optimizer.zero_grad(set_to_none=True)
-            loss = work.model.loss(  # type: ignore[operator]
+            loss = work.model.loss(
                 work.graph, batch.to(work.device)
             )
             loss.backward()
@@ -160,8 +161,8 @@ class ReverseRepair(Unlearner):
         return {'repair_loss': float(total) / num_batches}
 
     def _unlearn(
-        self, model: torch.nn.Module, data: HeteroData, retained: HeteroData
-    ) -> tuple[torch.nn.Module, list[dict[str, Any]]]:
+        self, model: RecommenderLike, data: HeteroData, retained: HeteroData
+    ) -> tuple[RecommenderLike, list[dict[str, Any]]]:
         work = self._workspace(model, data, retained)
         state = self._start(work)
         ndcg_key = f'retain_val_ndcg@{work.target.k}'
@@ -211,7 +212,7 @@ class ReverseRepair(Unlearner):
         )
 
     def _workspace(
-        self, model: torch.nn.Module, data: HeteroData, retained: HeteroData
+        self, model: RecommenderLike, data: HeteroData, retained: HeteroData
     ) -> Workspace:
         store = data[schema.EDGE_TYPE]
         forgotten = schema.forgotten_edge_index(data)
@@ -219,7 +220,7 @@ class ReverseRepair(Unlearner):
         parameters = [p for p in model.parameters() if p.requires_grad]
         return Workspace(
             model=model,
-            graph=model.build_graph(retained),  # type: ignore[operator]
+            graph=model.build_graph(retained),
             data=data,
             retained=retained,
             forget_loader=TripletLoader(

@@ -9,6 +9,7 @@ from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import Request
+from torch_geometric_unlearn.nn.models.base import RecommenderLike
 
 from .base import Unlearner
 
@@ -43,28 +44,27 @@ class RowReset(Unlearner):
 
     serves_nodes = True
 
-    def supports(self, model: torch.nn.Module, data: HeteroData) -> tuple[bool, str]:
-        reason = lacks_id_table(model)
-        return (False, reason) if reason else super().supports(model, data)
+    def supports(self, model: RecommenderLike, data: HeteroData) -> tuple[bool, str]:
+        ok, reason = super().supports(model, data)
+        reason = lacks_id_table(model) if ok else reason
+        return not reason, reason
 
     def _unlearn(
-        self, model: torch.nn.Module, data: HeteroData, retained: HeteroData
-    ) -> tuple[torch.nn.Module, list[dict[str, Any]]]:
+        self, model: RecommenderLike, data: HeteroData, retained: HeteroData
+    ) -> tuple[RecommenderLike, list[dict[str, Any]]]:
         reset_rows(model, data, self.init)
         return model, []
 
 
-def lacks_id_table(model: torch.nn.Module) -> str:
+def lacks_id_table(model: RecommenderLike) -> str:
     r"""Returns why the model has no row to draw anew, or an empty string."""
-    if not hasattr(model, 'tables'):
-        return f"'{type(model).__name__}' does not tell its 'tables()'"
-    if all(table.is_raw for table in model.tables()):  # type: ignore[operator]
+    if all(table.is_raw for table in model.tables()):
         return f"'{type(model).__name__}' has no ID table"
     return ''
 
 
 def reset_rows(
-    model: torch.nn.Module,
+    model: RecommenderLike,
     data: HeteroData,
     init: Callable[[Tensor], Any] | None = None,
 ) -> None:
@@ -86,12 +86,11 @@ def draw_rows(
     r"""Draws the ID rows of some users int64 :obj:`[n]` and items int64 :obj:`[m]`
     anew, in place, from torch's global generator.
     """
+    nodes = torch.cat([users, items + num_users])
     for table in model.tables():
         if table.is_raw:
             continue
-        rows = {schema.USER: users, schema.ITEM: items}.get(table.rows)
-        if rows is None:  # Nodes: users first, then items.
-            rows = torch.cat([users, items + num_users])
+        _, rows = table.locate(nodes, num_users)
         fresh = torch.empty_like(table.parameter)
         (init or table.init)(fresh)
         rows = rows.to(fresh.device)

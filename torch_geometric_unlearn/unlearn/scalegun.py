@@ -8,6 +8,7 @@ from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import without_request
+from torch_geometric_unlearn.nn.models.base import RecommenderLike
 from torch_geometric_unlearn.utils.check import check_choice, check_float, check_int
 
 from ._second_order import (
@@ -128,10 +129,9 @@ class ScaleGUN(Unlearner):
         self.noise_std = check_float(noise_std, 'noise_std', 0.0)
         self.graph_change = graph_change
 
-    def supports(self, model: torch.nn.Module, data: HeteroData) -> tuple[bool, str]:
+    def supports(self, model: RecommenderLike, data: HeteroData) -> tuple[bool, str]:
         ok, reason = super().supports(model, data)
-        tables: Any = model.tables() if hasattr(model, 'tables') else []  # type: ignore[operator]
-        no_rows = all(table.is_raw for table in tables)
+        no_rows = ok and all(table.is_raw for table in model.tables())
         if ok and self.scope in ('khop', 'rows') and no_rows:
             return False, (
                 f"scope='{self.scope}' needs to know which rows belong to nodes, but "
@@ -142,8 +142,8 @@ class ScaleGUN(Unlearner):
         return ok, reason
 
     def _unlearn(
-        self, model: torch.nn.Module, data: HeteroData, retained: HeteroData
-    ) -> tuple[torch.nn.Module, list[dict[str, Any]]]:
+        self, model: RecommenderLike, data: HeteroData, retained: HeteroData
+    ) -> tuple[RecommenderLike, list[dict[str, Any]]]:
         device = next(model.parameters()).device
         target = ForgetTarget(data, retained)
         decay = regulariser_weight(model, self.weight_decay)
@@ -151,7 +151,7 @@ class ScaleGUN(Unlearner):
         direction, row = self._direction(problem, data, retained, device)
         change, row['num_capped_rows'] = problem.cap(direction, self.max_change)
 
-        graph = model.build_graph(retained)  # type: ignore[operator]
+        graph = model.build_graph(retained)
         ndcg_key = f'retain_val_ndcg@{target.k}'
         before = target.measure(model, graph)[ndcg_key]
         step, previous = self.step, 0.0
@@ -226,11 +226,10 @@ class ScaleGUN(Unlearner):
         }
 
     def _masks(
-        self, model: torch.nn.Module, data: HeteroData
+        self, model: RecommenderLike, data: HeteroData
     ) -> dict[str, Tensor | None]:
         named = {k: p for k, p in model.named_parameters() if p.requires_grad}
-        tables: Any = model.tables() if hasattr(model, 'tables') else []  # type: ignore[operator]
-        raw = {id(table.parameter) for table in tables if table.is_raw}
+        raw = {id(table.parameter) for table in model.tables() if table.is_raw}
         masks: dict[str, Tensor | None] = dict.fromkeys(named)
         if self.scope != 'all':
             masks = {k: None for k, p in named.items() if id(p) not in raw}
@@ -243,5 +242,5 @@ class ScaleGUN(Unlearner):
         return masks
 
 
-def _num_parameters(model: torch.nn.Module) -> int:
+def _num_parameters(model: RecommenderLike) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)

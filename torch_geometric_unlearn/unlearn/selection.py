@@ -14,6 +14,7 @@ from torch_geometric.data import HeteroData
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import Request
 from torch_geometric_unlearn.metrics import embed, ranking_metrics
+from torch_geometric_unlearn.nn.models.base import RecommenderLike
 from torch_geometric_unlearn.utils.seed import generator
 from torch_geometric_unlearn.utils.topk import pair_hits
 
@@ -58,7 +59,7 @@ class ForgetTarget:
         self.exclude = schema.retained_edge_index(retained)
         self.exclude_items = Request.of(data).items
 
-    def measure(self, model: torch.nn.Module, graph: Any) -> dict[str, float]:
+    def measure(self, model: RecommenderLike, graph: Any) -> dict[str, float]:
         r"""Returns :obj:`forget_level`, :obj:`reference_level`, :obj:`target_met`,
         :obj:`miss` (what the target wants to be low, here the forget level),
         :obj:`retain_val_ndcg@20` (NaN without validation pairs), and :obj:`gap`, the
@@ -87,7 +88,7 @@ class ForgetTarget:
             ndcg_key: self._retain_ndcg(user_emb, item_emb),
         }
 
-    def retain_ndcg(self, model: torch.nn.Module, graph: Any) -> float:
+    def retain_ndcg(self, model: RecommenderLike, graph: Any) -> float:
         r"""Returns the NDCG on retained validation pairs (NaN without any)."""
         return self._retain_ndcg(*embed(model, graph))
 
@@ -198,7 +199,7 @@ class Selector:
         self.index = -1
         self._key: tuple[float, float] = (-1.0, 0.0)
 
-    def update(self, model: torch.nn.Module, row: dict[str, Any], index: int) -> bool:
+    def update(self, model: RecommenderLike, row: dict[str, Any], index: int) -> bool:
         r"""Offers the current parameters; tells whether they are now the choice."""
         if not math.isfinite(row['miss']) or not is_finite(model):
             return False
@@ -214,6 +215,6 @@ class Selector:
         return True
 
 
-def is_finite(model: torch.nn.Module) -> bool:
+def is_finite(model: RecommenderLike) -> bool:
     r"""Tells whether all parameters are finite."""
     return all(bool(torch.isfinite(p.detach().sum())) for p in model.parameters())

@@ -14,7 +14,8 @@ from torch_geometric.data import HeteroData
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import Request
 from torch_geometric_unlearn.nn.functional import bpr_loss, reverse_bpr_loss
-from torch_geometric_unlearn.nn.models import Table, Triplets
+from torch_geometric_unlearn.nn.models import Triplets
+from torch_geometric_unlearn.nn.models.base import RecommenderLike, named_tables
 from torch_geometric_unlearn.utils.check import check_choice, check_float, check_int
 from torch_geometric_unlearn.utils.topk import PairIndex
 
@@ -368,18 +369,17 @@ class TRU(ReverseRepair):
 
     def _movable_rows(self, work: Workspace, rows: str) -> dict[str, Tensor]:
         r"""Returns the rows that may move, by name of the table."""
-        tables = getattr(work.model, 'tables', None)
-        if rows == 'all' or tables is None:
+        if rows == 'all':
             return {}
         pairs = schema.forgotten_edge_index(work.data).to(work.device)
         none = pairs.new_empty(0)
         users = pairs[0].unique() if rows in ('user', 'both') else none
         items = pairs[1].unique() if rows in ('item', 'both') else none
-        nodes = torch.cat([users, items + schema.num_users(work.data)])
-        by_type = {schema.USER: users, schema.ITEM: items, 'node': nodes}
-        names = {id(p): name for name, p in work.model.named_parameters()}
+        num_users = schema.num_users(work.data)
+        nodes = torch.cat([users, items + num_users])
         return {
-            names[id(table.parameter)]: by_type[table.rows] for table in tables()
+            name: table.locate(nodes, num_users)[1]
+            for name, table in named_tables(work.model).items()
         }
 
 
@@ -565,13 +565,11 @@ def _movable(x: Tensor, rows: Tensor | None) -> Tensor:
     return x if rows is None else x[rows]
 
 
-def _longest_rows(model: torch.nn.Module) -> dict[str, float]:
+def _longest_rows(model: RecommenderLike) -> dict[str, float]:
     r"""Returns the norm of the longest row of every table."""
-    names = {id(p): name for name, p in model.named_parameters()}
-    tables: list[Table] = getattr(model, 'tables', list)()
     return {
-        names[id(table.parameter)]: float(table.parameter.detach().norm(dim=1).max())
-        for table in tables
+        name: float(table.parameter.detach().norm(dim=1).max())
+        for name, table in named_tables(model).items()
     }
 
 
@@ -611,9 +609,9 @@ def _add(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Tensor]:
     return a | b | {name: a[name] + b[name] for name in both}
 
 
-def _shares(modules: list[LeafModule], model: torch.nn.Module) -> dict[str, float]:
+def _shares(modules: list[LeafModule], model: RecommenderLike) -> dict[str, float]:
     total = sum(p.numel() for p in model.parameters())
-    raw = sum(t.parameter.numel() for t in getattr(model, 'tables', list)() if t.is_raw)
+    raw = sum(t.parameter.numel() for t in model.tables() if t.is_raw)
     chosen = [module for module in modules if module.selected]
     share = sum(m.size for m in chosen) / total
     plain = sum(m.size for m in chosen if not m.is_raw) / max(1, total - raw)

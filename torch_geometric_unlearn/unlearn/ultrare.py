@@ -15,6 +15,7 @@ from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import Request, without_request
 from torch_geometric_unlearn.loader import TripletLoader
 from torch_geometric_unlearn.metrics import embed
+from torch_geometric_unlearn.nn.models.base import RecommenderLike
 from torch_geometric_unlearn.nn.models.shard_ensemble import (
     COMBINATIONS,
     ShardEnsemble,
@@ -135,7 +136,7 @@ class UltraRE(Unlearner):
 
     def __init__(
         self,
-        build_model: Callable[[HeteroData], torch.nn.Module],
+        build_model: Callable[[HeteroData], RecommenderLike],
         num_shards: int = 5,
         grouping: str = 'data',
         solver: str = 'exact',
@@ -166,9 +167,9 @@ class UltraRE(Unlearner):
 
     def prepare(
         self,
-        build_model: Callable[[HeteroData], torch.nn.Module] | None,
+        build_model: Callable[[HeteroData], RecommenderLike] | None,
         data: HeteroData,
-        model: torch.nn.Module | None = None,
+        model: RecommenderLike | None = None,
     ) -> None:
         r"""Groups the users and trains all shards, on the data as it was before any
         request that it holds: marked interactions count as well, but
@@ -198,7 +199,7 @@ class UltraRE(Unlearner):
             raise ValueError(f'{self} cannot prepare: {reason}')
         self._prepare(data, model, self._preparation_key(data, model))
 
-    def supports(self, model: torch.nn.Module, data: HeteroData) -> tuple[bool, str]:
+    def supports(self, model: RecommenderLike, data: HeteroData) -> tuple[bool, str]:
         ok, reason = super().supports(model, data)
         if not ok:
             return ok, reason
@@ -211,7 +212,7 @@ class UltraRE(Unlearner):
             )
         return True, ''
 
-    def __call__(self, model: torch.nn.Module, data: HeteroData) -> UnlearnResult:
+    def __call__(self, model: RecommenderLike, data: HeteroData) -> UnlearnResult:
         r"""Returns the ensemble after the request.
 
         Args:
@@ -240,8 +241,8 @@ class UltraRE(Unlearner):
         return result
 
     def _unlearn(
-        self, model: torch.nn.Module, data: HeteroData, retained: HeteroData
-    ) -> tuple[torch.nn.Module, list[dict[str, Any]]]:
+        self, model: RecommenderLike, data: HeteroData, retained: HeteroData
+    ) -> tuple[RecommenderLike, list[dict[str, Any]]]:
         assert isinstance(model, ShardEnsemble)
         shards, history = self._train(
             _touched(model.owner, data), retained, model.owner, model.owner.device
@@ -255,7 +256,7 @@ class UltraRE(Unlearner):
     def _prepare(
         self,
         data: HeteroData,
-        model: torch.nn.Module | None,
+        model: RecommenderLike | None,
         key: tuple[Any, ...],
     ) -> None:
         whole = without_request(data)
@@ -284,7 +285,7 @@ class UltraRE(Unlearner):
         return True, ''
 
     def _preparation_key(
-        self, data: HeteroData, model: torch.nn.Module | None
+        self, data: HeteroData, model: RecommenderLike | None
     ) -> tuple[Any, ...]:
         r"""Returns all that a preparation depends on."""
         stores = without_request(data).stores
@@ -298,7 +299,7 @@ class UltraRE(Unlearner):
         device = None if model is None else next(model.parameters()).device
         return self.build_model, settings, repr(model), device, digest
 
-    def _groups(self, data: HeteroData, model: torch.nn.Module | None) -> Tensor:
+    def _groups(self, data: HeteroData, model: RecommenderLike | None) -> Tensor:
         if self.grouping == 'random':
             num_users = schema.num_users(data)
             owner = torch.empty(num_users, dtype=torch.int64)
@@ -309,7 +310,7 @@ class UltraRE(Unlearner):
             vectors = _content_vectors(data)
         else:
             assert model is not None
-            graph = model.build_graph(without_request(data))  # type: ignore[operator]
+            graph = model.build_graph(without_request(data))
             vectors, _ = embed(model, graph)
         return balanced_groups(
             vectors, self.num_shards, self.solver, self.num_rounds, self.seed
@@ -321,9 +322,9 @@ class UltraRE(Unlearner):
         data: HeteroData,
         owner: Tensor,
         device: torch.device,
-    ) -> tuple[dict[int, torch.nn.Module], list[dict[str, Any]]]:
+    ) -> tuple[dict[int, RecommenderLike], list[dict[str, Any]]]:
         r"""Trains fresh shards for some groups; data and groups are all they know."""
-        shards: dict[int, torch.nn.Module] = {}
+        shards: dict[int, RecommenderLike] = {}
         jobs = []
         for k in groups:
             view = group_data(data, owner, k)
@@ -429,7 +430,7 @@ def simplex_weights(scores: Tensor, label: Tensor, penalty: float = 1e-4) -> Ten
 @dataclass
 class _Job:
     group: int
-    shard: torch.nn.Module
+    shard: RecommenderLike
     data: HeteroData | None
     seed: int
     kwargs: dict[str, Any]
@@ -490,7 +491,7 @@ def _content_vectors(data: HeteroData) -> Tensor:
     return spmm(mean, x)
 
 
-def _check_same_kind(fresh: torch.nn.Module, old: torch.nn.Module) -> None:
+def _check_same_kind(fresh: RecommenderLike, old: RecommenderLike) -> None:
     shapes = [
         {name: value.shape for name, value in model.state_dict().items()}
         for model in (fresh, old)

@@ -1,7 +1,7 @@
 r"""Recommender models."""
 
 from .adapter import InteractionGraph, RecommenderAdapter
-from .base import Recommender, RowBranch, Table, Triplets
+from .base import Recommender, RecommenderLike, RowBranch, Table, Triplets
 from .deletion_operators import DeletionOperators
 from .embedding_table import EmbeddingTable
 from .light_gcn import LightGCN, LightGCNGraph
@@ -23,6 +23,7 @@ __all__ = [
     'MIGGTGraph',
     'Recommender',
     'RecommenderAdapter',
+    'RecommenderLike',
     'RowBranch',
     'ShardEnsemble',
     'Table',

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -66,6 +66,26 @@ class Table(NamedTuple):
     init: Callable[[Tensor], Any] = torch.nn.init.xavier_uniform_
     modality: str = ''
 
+    def of(self, users: Tensor, items: Tensor) -> Tensor:
+        r"""Returns what belongs to the rows, from one entry per user and per item."""
+        if self.rows == 'node':
+            return torch.cat([users, items])
+        return users if self.rows == 'user' else items
+
+    def locate(self, nodes: Tensor, num_users: int) -> tuple[Tensor, Tensor]:
+        r"""Returns which nodes, over users first, then items, int64 :obj:`[n]`, have a
+        row here, bool :obj:`[n]`, and these rows, int64.
+        """
+        start = num_users if self.rows == 'item' else 0
+        inside = (nodes >= start) & (nodes < start + self.parameter.size(0))
+        return inside, nodes[inside] - start
+
+
+def named_tables(model: RecommenderLike) -> dict[str, Table]:
+    r"""Returns the tables of a model by the name of their parameter."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    return {names[id(table.parameter)]: table for table in model.tables()}
+
 
 class RowBranch(NamedTuple):
     r"""A branch as a linear map of the node embeddings, all else being frozen:
@@ -87,6 +107,65 @@ class RowBranch(NamedTuple):
         r"""Returns the branch :math:`(N, H)` of node embeddings :math:`(N, H)`."""
         x = x[self.source]
         return self.propagate(x if self.gate is None else self.gate * x)
+
+
+class RecommenderLike(Protocol):
+    r"""The model contract as a type: what training, unlearning and audits ask of a
+    model, whether it inherits from :class:`Recommender` or not. Its second half is what
+    every :class:`torch.nn.Module` has.
+    """
+
+    training: bool
+
+    def build_graph(self, data: HeteroData) -> Any: ...
+    def __call__(self, graph: Any, /) -> tuple[Tensor, Tensor]: ...
+    def loss(self, graph: Any, batch: Triplets) -> Tensor: ...
+    def branches(self) -> dict[str, list[Tensor]]: ...
+    def tables(self) -> list[Table]: ...
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]: ...
+    def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]: ...
+    def modules(self) -> Iterator[torch.nn.Module]: ...
+    def named_modules(self) -> Iterator[tuple[str, torch.nn.Module]]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
+    def zero_grad(self, set_to_none: bool = True) -> None: ...
+    def to(self: ModelT, device: Any) -> ModelT: ...
+    def train(self: ModelT, mode: bool = True) -> ModelT: ...
+    def eval(self: ModelT) -> ModelT: ...
+
+
+ModelT = TypeVar('ModelT')
+
+
+@runtime_checkable
+class HasBranches(RecommenderLike, Protocol):
+    r"""A model that shows its branches: :obj:`fuse` after :obj:`branch_embeddings` is
+    its forward pass.
+    """
+
+    def branch_embeddings(self, graph: Any) -> dict[str, Tensor]: ...
+    def fuse(
+        self, graph: Any, branches: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+@runtime_checkable
+class HasContent(RecommenderLike, Protocol):
+    r"""A model that shows its item content by modality."""
+
+    def content_embeddings(self, graph: Any) -> dict[str, Tensor]: ...
+
+
+@runtime_checkable
+class HasRowBranches(RecommenderLike, Protocol):
+    r"""A model whose branches are linear in its ID rows."""
+
+    num_users: int
+
+    def node_embedding(self) -> Tensor: ...
+    def row_branches(self, graph: Any) -> dict[str, RowBranch]: ...
+    def node_loss(self, branches: Mapping[str, Tensor]) -> Tensor: ...
 
 
 class Recommender(torch.nn.Module, ABC):

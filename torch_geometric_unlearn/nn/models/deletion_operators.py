@@ -10,7 +10,7 @@ from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.nn.functional import bpr_loss
 
-from .base import Recommender, Table, Triplets
+from .base import HasContent, Recommender, RecommenderLike, Table, Triplets
 
 #: Name of the operator that acts on the fused embeddings.
 OUT = 'out'
@@ -35,10 +35,10 @@ class DeletionOperators(Recommender):
     """
 
     def __init__(
-        self, model: torch.nn.Module, nodes: Tensor, channels: Mapping[str, int]
+        self, model: RecommenderLike, nodes: Tensor, channels: Mapping[str, int]
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
         self.nodes: Tensor
         self.register_buffer('nodes', nodes)
         self.operators = ModuleDict()
@@ -49,7 +49,7 @@ class DeletionOperators(Recommender):
         self.operators.to(nodes.device)
 
     def build_graph(self, data: HeteroData) -> Any:
-        return self.model.build_graph(data)  # type: ignore[operator]
+        return self.model.build_graph(data)
 
     def forward(self, graph: Any) -> tuple[Tensor, Tensor]:
         return self.fuse(graph, self.branch_embeddings(graph))
@@ -60,13 +60,13 @@ class DeletionOperators(Recommender):
         """
         if len(self.operators) == 1:
             return {}
-        branches = self.model.branch_embeddings(graph)  # type: ignore[operator]
+        branches = self.model.branch_embeddings(graph)
         return {name: self._apply_to(name, x) for name, x in branches.items()}
 
     def content_embeddings(self, graph: Any) -> dict[str, Tensor]:
         r"""Returns the model's content representations; none if it does not tell."""
-        content = getattr(self.model, 'content_embeddings', None)
-        return {} if content is None else content(graph)
+        is_told = isinstance(self.model, HasContent)
+        return self.model.content_embeddings(graph) if is_told else {}
 
     def fuse(
         self, graph: Any, branch_embeddings: Mapping[str, Tensor]
@@ -76,8 +76,7 @@ class DeletionOperators(Recommender):
         """
         if len(self.operators) == 1:
             return self._apply_out(*self.model(graph))
-        fuse: Any = self.model.fuse
-        return self._apply_out(*fuse(graph, branch_embeddings))
+        return self._apply_out(*self.model.fuse(graph, branch_embeddings))
 
     def loss(self, graph: Any, batch: Triplets) -> Tensor:
         r"""Returns BPR."""
@@ -90,7 +89,7 @@ class DeletionOperators(Recommender):
         """
         out: dict[str, list[Tensor]] = {
             name: list(members)
-            for name, members in self.model.branches().items()  # type: ignore[operator]
+            for name, members in self.model.branches().items()
         }
         for name, operator in self.operators.items():
             key = 'fusion' if name == OUT else name
@@ -99,8 +98,7 @@ class DeletionOperators(Recommender):
 
     def tables(self) -> list[Table]:
         r"""Returns the model's tables."""
-        tables = getattr(self.model, 'tables', list)
-        return tables()
+        return self.model.tables()
 
     def _apply_out(self, user_emb: Tensor, item_emb: Tensor) -> tuple[Tensor, Tensor]:
         out = self._apply_to(OUT, torch.cat([user_emb, item_emb]))

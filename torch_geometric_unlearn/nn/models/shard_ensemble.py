@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.transforms import DropForgotten, ForgetUsers, ItemKNNGraph
 from torch_geometric_unlearn.utils.check import check_choice
 
-from .base import Recommender, Table, Triplets
+from .base import Recommender, RecommenderLike, Table, Triplets
 
 COMBINATIONS = ('owner', 'mean_items', 'calibrated_mean')
 
@@ -95,7 +95,7 @@ class ShardEnsemble(Recommender):
 
     def __init__(
         self,
-        shards: Sequence[torch.nn.Module],
+        shards: Sequence[RecommenderLike],
         owner: Tensor,
         combination: str = 'owner',
         weights: Tensor | None = None,
@@ -126,7 +126,7 @@ class ShardEnsemble(Recommender):
             )
         self.combination = check_choice(combination, 'combination', COMBINATIONS)
         self.reduction = getattr(shards[0], 'reduction', 'mean')
-        self.shards = ModuleList(shards)
+        self.shards: Any = ModuleList(cast(Sequence[torch.nn.Module], shards))
         device = next(self.shards.parameters()).device
         self.register_buffer('owner', owner.to(device, copy=True))
         self.register_buffer('weights', weights.to(device, torch.float32, copy=True))
@@ -158,7 +158,7 @@ class ShardEnsemble(Recommender):
         graphs = []
         for k, shard in enumerate(self.shards):
             view = group_data(content, self.owner, k)
-            graphs.append(None if view is None else shard.build_graph(view))  # type: ignore[operator]
+            graphs.append(None if view is None else shard.build_graph(view))
         return EnsembleGraph(edge_index, graphs)
 
     def forward(self, graph: EnsembleGraph) -> tuple[Tensor, Tensor]:
@@ -244,7 +244,7 @@ class ShardEnsemble(Recommender):
                 continue
             own = Triplets(*(x[rows] for x in batch))
             share = 1.0 if self.reduction == 'sum' else rows.numel() / size
-            terms.append(share * shard.loss(part, own))  # type: ignore[operator]
+            terms.append(share * shard.loss(part, own))
         if not terms:
             return 0.0 * torch.stack([p.sum() for p in self.parameters()]).sum()
         return torch.stack(terms).sum()
@@ -253,13 +253,13 @@ class ShardEnsemble(Recommender):
         r"""Returns the parameters of all shards by the shards' own branches."""
         out: dict[str, list[Tensor]] = {}
         for shard in self.shards:
-            for name, members in shard.branches().items():  # type: ignore[operator]
+            for name, members in shard.branches().items():
                 out.setdefault(name, []).extend(members)
         return out
 
     def tables(self) -> list[Table]:
         r"""Returns the tables of all shards."""
-        return [table for shard in self.shards for table in _tables(shard)]
+        return [table for shard in self.shards for table in shard.tables()]
 
     def _frozen_items(self, graph: EnsembleGraph) -> list[Tensor]:
         training = self.training
@@ -297,7 +297,7 @@ def group_data(data: HeteroData, owner: Tensor, group: int) -> HeteroData | None
 
 
 def share_item_graphs(
-    models: Iterable[torch.nn.Module], data: HeteroData
+    models: Iterable[RecommenderLike], data: HeteroData
 ) -> HeteroData:
     r"""Returns the data with the item-item graphs that the models would otherwise each
     build from the features.
@@ -348,10 +348,6 @@ def _standardised(
         users.append(profile * scale)
         centred.append(emb)
     return users, centred
-
-
-def _tables(model: torch.nn.Module) -> list[Table]:
-    return model.tables() if hasattr(model, 'tables') else []  # type: ignore[operator]
 
 
 def _on_simplex(weights: Tensor) -> bool:

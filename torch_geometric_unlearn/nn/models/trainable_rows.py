@@ -7,9 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_geometric_unlearn.data import schema
-
-from .base import Triplets
+from .base import HasRowBranches, RecommenderLike, Triplets
 
 
 class LinearRows:
@@ -37,7 +35,11 @@ class LinearRows:
 
     @torch.no_grad()
     def __init__(
-        self, model: Any, graph: Any, nodes: Tensor, by_response: bool | None = None
+        self,
+        model: HasRowBranches,
+        graph: Any,
+        nodes: Tensor,
+        by_response: bool | None = None,
     ) -> None:
         self.model, self.nodes = model, nodes
         model.eval()
@@ -91,10 +93,8 @@ class LinearRows:
         for table in self.model.tables():
             if table.is_raw:
                 continue
-            start = self.num_users if table.rows == schema.ITEM else 0
-            end = start + table.parameter.size(0)
-            inside = (self.nodes >= start) & (self.nodes < end)
-            table.parameter[self.nodes[inside] - start] = self.values[0][inside]
+            inside, rows = table.locate(self.nodes, self.num_users)
+            table.parameter[rows] = self.values[0][inside]
 
 
 class TableRows:
@@ -114,7 +114,7 @@ class TableRows:
 
     def __init__(
         self,
-        model: Any,
+        model: RecommenderLike,
         graph: Any,
         nodes: Tensor,
         num_users: int,
@@ -123,11 +123,9 @@ class TableRows:
         self.model, self.graph = model, graph
         tables = [table for table in model.tables() if not table.is_raw]
         self.parameters: list[Tensor] = [table.parameter for table in tables]
-        self.rows: list[Tensor | None] = []
-        for table in tables:
-            start = num_users if table.rows == schema.ITEM else 0
-            end = start + table.parameter.size(0)
-            self.rows.append(nodes[(nodes >= start) & (nodes < end)] - start)
+        self.rows: list[Tensor | None] = [
+            table.locate(nodes, num_users)[1] for table in tables
+        ]
         self.values = [
             p.detach()[rows].requires_grad_()
             for p, rows in zip(self.parameters, self.rows)
