@@ -15,6 +15,7 @@ from torch_geometric.data import HeteroData
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.metrics import embed
 from torch_geometric_unlearn.nn.models.base import HasBranches
+from torch_geometric_unlearn.utils.mode import evaluating
 from torch_geometric_unlearn.utils.topk import PairIndex, topk_items
 
 #: Features where a remembered pair lies lower, not higher.
@@ -74,12 +75,11 @@ class PairFeatures:
         self.index = PairIndex(self.retained, sizes[0])
         self.branches: dict[str, tuple[Tensor, Tensor]] = {}
         if isinstance(model, HasBranches):
-            training = model.training
-            model.eval()
-            for name, x in model.branch_embeddings(graph).items():
+            with evaluating(model):
+                branches = model.branch_embeddings(graph)
+            for name, x in branches.items():
                 user_emb, item_emb = x.detach().split(sizes)
                 self.branches[name] = user_emb, item_emb
-            model.train(training)
         self.near_emb = None
         if neighbors is not None:
             self.near_emb = self.item_emb[neighbors.to(self.device)].mean(dim=1)

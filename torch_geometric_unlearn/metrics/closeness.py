@@ -23,6 +23,7 @@ from torch_geometric_unlearn.nn.models.base import (
     named_tables,
 )
 from torch_geometric_unlearn.utils.check import check_int
+from torch_geometric_unlearn.utils.mode import evaluating
 from torch_geometric_unlearn.utils.seed import generator
 from torch_geometric_unlearn.utils.topk import (
     pair_hits,
@@ -276,14 +277,12 @@ class _View:
         size = self.user_emb.size(0)
         self.branches: dict[str, tuple[Tensor, Tensor]] = {}
         self.content: dict[str, Tensor] = {}
-        training = model.training
-        model.eval()
-        if isinstance(model, HasBranches):
-            for name, x in model.branch_embeddings(graph).items():
-                self.branches[name] = (x[:size], x[size:])
-        if isinstance(model, HasContent):
-            self.content = dict(model.content_embeddings(graph))
-        model.train(training)
+        with evaluating(model):
+            if isinstance(model, HasBranches):
+                for name, x in model.branch_embeddings(graph).items():
+                    self.branches[name] = (x[:size], x[size:])
+            if isinstance(model, HasContent):
+                self.content = dict(model.content_embeddings(graph))
 
     def layers(self) -> dict[str, tuple[Tensor | None, Tensor]]:
         r"""Returns users and items of every layer, by the infix of the measure."""

@@ -17,6 +17,7 @@ from torch_geometric.data import HeteroData
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.nn.models.base import HasBranches, RecommenderLike
 from torch_geometric_unlearn.utils.check import check_choice
+from torch_geometric_unlearn.utils.mode import evaluating
 
 from ._similarity import linear_cka
 from .closeness import parameter_shift
@@ -133,10 +134,8 @@ def cross_modal_cka(
             f"'model' must have the method 'branch_embeddings' (got "
             f"'{type(model).__name__}'). A model of one branch has nothing to compare."
         )
-    training = model.training
-    model.eval()
-    branches = dict(model.branch_embeddings(graph))
-    model.train(training)
+    with evaluating(model):
+        branches = dict(model.branch_embeddings(graph))
     user_emb, item_emb = embed(model, graph)
     if fused:
         branches['fused'] = torch.cat([user_emb, item_emb])

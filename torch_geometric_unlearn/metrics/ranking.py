@@ -25,6 +25,7 @@ from torch_geometric.metrics import LinkPredNDCG, LinkPredRecall
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import Request
+from torch_geometric_unlearn.utils.mode import evaluating
 from torch_geometric_unlearn.utils.seed import generator
 from torch_geometric_unlearn.utils.topk import PairIndex, topk_items
 
@@ -79,11 +80,11 @@ def ranking_metrics(
 
 @torch.no_grad()
 def embed(model: Any, graph: Any) -> tuple[Tensor, Tensor]:
-    r"""Returns user and item embeddings in evaluation mode, the mode restored after."""
-    training = model.training
-    model.eval()
-    user_emb, item_emb = model(graph)
-    model.train(training)
+    r"""Returns user and item embeddings in evaluation mode; after it, every module has
+    its own mode again.
+    """
+    with evaluating(model):
+        user_emb, item_emb = model(graph)
     return user_emb.detach(), item_emb.detach()
 
 

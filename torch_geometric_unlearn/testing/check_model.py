@@ -10,6 +10,7 @@ from torch_geometric_unlearn.loader import TripletLoader
 from torch_geometric_unlearn.metrics import embed
 from torch_geometric_unlearn.transforms import DropForgotten, ForgetInteractions
 from torch_geometric_unlearn.unlearn.modules import branch_names
+from torch_geometric_unlearn.utils.mode import evaluating
 
 from ._snapshot import assert_same, snapshot
 
@@ -87,10 +88,8 @@ def _check_loss(model: Any, graph: Any, data: HeteroData) -> None:
     pairs = data[schema.EDGE_TYPE].edge_index
     batch = next(iter(TripletLoader(pairs, schema.num_items(data), batch_size=16)))
     batch = batch.to(next(model.parameters()).device)
-    training = model.training
-    model.eval()
-    loss = model.loss(graph, batch)
-    model.train(training)
+    with evaluating(model):
+        loss = model.loss(graph, batch)
     assert loss.dim() == 0, f'The loss must be a scalar (got {list(loss.shape)})'
     assert torch.isfinite(loss), f'The loss must be finite (got {loss})'
     trained = [p for p in model.parameters() if p.requires_grad]

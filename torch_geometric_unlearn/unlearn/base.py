@@ -16,6 +16,7 @@ from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import Request
 from torch_geometric_unlearn.nn.models.base import RecommenderLike
 from torch_geometric_unlearn.transforms import DropForgotten
+from torch_geometric_unlearn.utils.mode import copy_modes
 from torch_geometric_unlearn.utils.resources import ResourceMeter
 from torch_geometric_unlearn.utils.seed import isolated_seed
 
@@ -163,7 +164,7 @@ class Unlearner(ABC):
             request = Request.of(data)
             if request.pairs.numel() or (self.serves_nodes and not request.is_empty):
                 out, history = self._unlearn(out, data, retained)
-                out.train(model.training)
+                copy_modes(model, out)
             touched, shift = _compare(model, out)
         return UnlearnResult(
             model=out,

@@ -26,6 +26,7 @@ from torch_geometric_unlearn.ops import SparseOperator, spmm
 from torch_geometric_unlearn.train import fit
 from torch_geometric_unlearn.train.checkpoint import tensor_digest
 from torch_geometric_unlearn.utils.check import check_choice, check_int
+from torch_geometric_unlearn.utils.mode import copy_modes
 from torch_geometric_unlearn.utils.resources import ResourceMeter
 from torch_geometric_unlearn.utils.seed import generator, isolated_seed
 
@@ -224,7 +225,7 @@ class UltraRE(Unlearner):
             ValueError: If the method does not support the model or the request.
         """
         schema.validate(data)
-        is_original, training = not isinstance(model, ShardEnsemble), model.training
+        is_original, asked = not isinstance(model, ShardEnsemble), model
         # What can't be served is refused below.
         if (
             is_original
@@ -237,7 +238,7 @@ class UltraRE(Unlearner):
             assert self.ensemble is not None
             model = self.ensemble
         result = super().__call__(model, data)
-        result.model.train(training)
+        copy_modes(asked, result.model)
         return result
 
     def _unlearn(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
+from torch_geometric_unlearn.utils.mode import evaluating
 from torch_geometric_unlearn.utils.topk import topk_items
 
 
@@ -244,10 +245,8 @@ class Recommender(torch.nn.Module, ABC):
             (torch.Tensor, torch.Tensor): Items int64 and scores, both
             :obj:`[n, k]`; item :obj:`-1` where no item is left.
         """
-        training = self.training
-        self.eval()
-        user_emb, item_emb = self(graph)
-        self.train(training)
+        with evaluating(self):
+            user_emb, item_emb = self(graph)
         users = users.to(user_emb.device)
         exclude = graph.edge_index if exclude is None else exclude
         exclude = exclude.to(user_emb.device)

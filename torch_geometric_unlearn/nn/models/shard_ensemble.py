@@ -13,6 +13,7 @@ from torch_geometric.utils import scatter
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.transforms import DropForgotten, ForgetUsers, ItemKNNGraph
 from torch_geometric_unlearn.utils.check import check_choice
+from torch_geometric_unlearn.utils.mode import evaluating
 
 from .base import Recommender, RecommenderLike, Table, Triplets
 
@@ -262,10 +263,8 @@ class ShardEnsemble(Recommender):
         return [table for shard in self.shards for table in shard.tables()]
 
     def _frozen_items(self, graph: EnsembleGraph) -> list[Tensor]:
-        training = self.training
-        self.eval()
-        _, items = self.shard_embeddings(graph)
-        self.train(training)
+        with evaluating(self):
+            _, items = self.shard_embeddings(graph)
         return items
 
     def __repr__(self) -> str:
