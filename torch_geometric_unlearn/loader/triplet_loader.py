@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from torch_geometric_unlearn.data.known_pairs import KnownPairs, draw_free
 from torch_geometric_unlearn.nn.models.base import Triplets
 from torch_geometric_unlearn.utils.check import check_int
 from torch_geometric_unlearn.utils.seed import generator
@@ -58,7 +59,7 @@ class TripletLoader:
         _check_items(self.edge_index[1], num_items, 'edge_index')
         known = self.edge_index if known is None else known.cpu()
         _check_items(known[1], num_items, 'known')
-        self._codes = (known[0] * num_items + known[1]).unique()
+        self._known = KnownPairs(known, num_items)
         self.generator = generator(seed)
         items = self.edge_index[1] if negative_items is None else negative_items.cpu()
         self.negative_items = items.unique()
@@ -89,28 +90,25 @@ class TripletLoader:
             ValueError: If no item is left for some user.
         """
         self._check_users(user)
-        out = self._draw(user.numel())
-        pending = self.is_known(user, out).nonzero().view(-1)
-        while pending.numel() > 0:
-            out[pending] = self._draw(pending.numel())
-            pending = pending[self.is_known(user[pending], out[pending])]
-        return out
-
-    def _draw(self, num: int) -> Tensor:
         pool = self.negative_items
-        index = torch.randint(pool.numel(), (num,), generator=self.generator)
-        return pool[index]
+
+        def draw(places: Tensor) -> Tensor:
+            size = places.shape
+            return pool[torch.randint(pool.numel(), size, generator=self.generator)]
+
+        def is_taken(places: Tensor, item: Tensor) -> Tensor:
+            return self.is_known(user[places], item)
+
+        out, _ = draw_free(user.numel(), draw, is_taken, max_draws=None)
+        return out
 
     def is_known(self, user: Tensor, item: Tensor) -> Tensor:
         r"""Tells which pairs are never drawn as negatives, bool :obj:`[B]`."""
-        if self._codes.numel() == 0:
-            return torch.zeros_like(user, dtype=torch.bool)
-        code = user * self.num_items + item
-        place = torch.searchsorted(self._codes, code)
-        return self._codes[place.clamp_(max=self._codes.numel() - 1)] == code
+        return self._known.contains(user, item)
 
     def _full_users(self) -> Tensor:
-        users, items = self._codes // self.num_items, self._codes % self.num_items
+        codes = self._known.codes
+        users, items = codes // self.num_items, codes % self.num_items
         taken = users[torch.isin(items, self.negative_items)].bincount(
             minlength=int(self.edge_index[0].max()) + 1
         )

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.data.known_pairs import KnownPairs, draw_free
 from torch_geometric_unlearn.nn.models.base import HasBranches, RecommenderLike
 from torch_geometric_unlearn.nn.models.deletion_operators import OUT, DeletionOperators
 from torch_geometric_unlearn.utils.check import check_float, check_int
@@ -162,7 +163,7 @@ class _Targets:
     ) -> None:
         known = data[schema.EDGE_TYPE].edge_index.cpu()
         self.num_users, self.num_items = schema.num_users(data), schema.num_items(data)
-        self.codes = schema.pair_codes(known, self.num_items)
+        self.known = KnownPairs(known, self.num_items)
         self.ends = ends
         self.neighbours = neighbours
         self.generator = generator(seed)
@@ -171,14 +172,15 @@ class _Targets:
         r"""Returns the ends of as many random pairs, drawn again (a hundred times at
         most) where they are interactions.
         """
-        size = (self.ends.numel() // 2,)
         rng = self.generator
-        user = torch.randint(self.num_users, size, generator=rng)
-        item = torch.randint(self.num_items, size, generator=rng)
-        for _ in range(100):
-            known = torch.isin(user * self.num_items + item, self.codes)
-            again = known.nonzero().view(-1)
-            if again.numel() == 0:
-                break
-            item[again] = torch.randint(self.num_items, again.shape, generator=rng)
+        num = self.ends.numel() // 2
+        user = torch.randint(self.num_users, (num,), generator=rng)
+
+        def draw(places: Tensor) -> Tensor:
+            return torch.randint(self.num_items, places.shape, generator=rng)
+
+        def is_taken(places: Tensor, item: Tensor) -> Tensor:
+            return self.known.contains(user[places], item)
+
+        item, _ = draw_free(num, draw, is_taken)
         return torch.cat([user, item + self.num_users]).to(self.ends.device)

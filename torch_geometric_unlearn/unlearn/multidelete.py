@@ -9,6 +9,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.data.known_pairs import KnownPairs, draw_free
 from torch_geometric_unlearn.data.request import Request, without_request
 from torch_geometric_unlearn.loader import TripletLoader
 from torch_geometric_unlearn.nn.models.base import (
@@ -241,7 +242,7 @@ class Partners:
         self.both_sides = Request.of(data).level == 'item'
         self.matcher = PopularityMatcher(known, known[1], self.num_items, seed)
         self.generator = generator(seed)
-        self.codes = schema.pair_codes(known, self.num_items)
+        self.known = KnownPairs(known, self.num_items)
 
     def __call__(self, pairs: Tensor, uniform: Tensor) -> Tensor:
         r"""Returns a pair that is no interaction for every given one, int64
@@ -258,7 +259,7 @@ class Partners:
             other = torch.where(found, other, uniform)
         elif self.kind == 'batch':
             other = item[torch.randperm(item.numel(), generator=self.generator)]
-            other = torch.where(self._known(user, other), uniform, other)
+            other = torch.where(self.known.contains(user, other), uniform, other)
         else:
             other = uniform
         out = torch.stack([user, other])
@@ -267,23 +268,22 @@ class Partners:
             out[:, :half] = torch.stack([self._other_users(item[:half]), item[:half]])
         return out
 
-    def _known(self, user: Tensor, item: Tensor) -> Tensor:
-        return torch.isin(user * self.num_items + item, self.codes)
-
     def _other_users(self, item: Tensor) -> Tensor:
-        size = (item.numel(),)
-        user = torch.randint(self.num_users, size, generator=self.generator)
-        for _ in range(100):
-            again = self._known(user, item).nonzero().view(-1)
-            if again.numel() == 0:
-                return user
-            size = (again.numel(),)
-            user[again] = torch.randint(self.num_users, size, generator=self.generator)
-        raise ValueError(
-            f'{again.numel()} deleted items (first: {int(item[again[0]])}) have been '
-            f'bought by nearly all users, so no unrelated user was found. Leave these '
-            f'items out of the request.'
-        )
+        def draw(places: Tensor) -> Tensor:
+            size = places.shape
+            return torch.randint(self.num_users, size, generator=self.generator)
+
+        def is_taken(places: Tensor, user: Tensor) -> Tensor:
+            return self.known.contains(user, item[places])
+
+        user, failed = draw_free(item.numel(), draw, is_taken)
+        if failed.numel() > 0:
+            raise ValueError(
+                f'{failed.numel()} deleted items (first: {int(item[failed[0]])}) have '
+                f'been bought by nearly all users, so no unrelated user was found. '
+                f'Leave these items out of the request.'
+            )
+        return user
 
 
 @dataclass

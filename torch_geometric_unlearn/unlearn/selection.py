@@ -12,6 +12,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.data.known_pairs import KnownPairs, draw_free
 from torch_geometric_unlearn.data.request import Request
 from torch_geometric_unlearn.metrics import embed, ranking_metrics
 from torch_geometric_unlearn.nn.models.base import RecommenderLike
@@ -152,7 +153,7 @@ class PopularityMatcher:
     ) -> None:
         self.generator = generator(seed)
         self.num_items = num_items
-        self.codes = (known[0] * num_items + known[1]).cpu()
+        self.known = KnownPairs(known, num_items)
         count = train_items.cpu().bincount(minlength=num_items)
         self.order = count.argsort(stable=True)
         place = torch.empty_like(self.order)
@@ -169,19 +170,18 @@ class PopularityMatcher:
         """
         device, pairs = pairs.device, pairs.cpu()
         wanted = self.decile[pairs[1]]
-        item = pairs[1].clone()
-        pending = torch.arange(pairs.size(1))
-        for _ in range(100):
-            draw = torch.rand(pending.numel(), generator=self.generator)
-            group = wanted[pending]
-            place = self.first[group] + (draw * self.size[group]).long()
-            item[pending] = self.order[place]
-            codes = pairs[0, pending] * self.num_items + item[pending]
-            pending = pending[torch.isin(codes, self.codes)]
-            if pending.numel() == 0:
-                break
+
+        def draw(places: Tensor) -> Tensor:
+            group = wanted[places]
+            share = torch.rand(places.numel(), generator=self.generator)
+            return self.order[self.first[group] + (share * self.size[group]).long()]
+
+        def is_taken(places: Tensor, item: Tensor) -> Tensor:
+            return self.known.contains(pairs[0, places], item)
+
+        item, failed = draw_free(pairs.size(1), draw, is_taken)
         found = torch.ones(pairs.size(1), dtype=torch.bool)
-        found[pending] = False
+        found[failed] = False
         return item.to(device), found.to(device)
 
 
