@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 
+from torch_geometric_unlearn.audit._features import PairFeatures
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.metrics.diagnosis import (
     cross_modal_cka,
@@ -65,6 +66,23 @@ def test_cka_equals_the_gram_matrix_form(data, trained):
     wanted = float((a * b).sum() / (a.norm() * b.norm()))
     assert float(matrix[0, 2]) == pytest.approx(wanted, abs=1e-6)
     assert cross_modal_cka(trained, graph, 'user', fused=False)[1].shape == (3, 3)
+
+
+class OnlyBranches(EmbeddingTable):
+    r"""Shows its branches, and does not fuse."""
+
+    def branch_embeddings(self, graph):
+        whole = torch.cat(self(graph))
+        return {'one': whole, 'other': -whole}
+
+
+def test_branches_without_fusion_are_looked_at(data):
+    model = OnlyBranches(torch.randn(100, 4), torch.randn(60, 4))
+    names, matrix = cross_modal_cka(model, model.build_graph(data), fused=False)
+    assert names == ['one', 'other']
+    assert torch.allclose(matrix, torch.ones_like(matrix), atol=1e-6)
+    features = PairFeatures(model, data, model.build_graph(data))
+    assert {'one_score', 'other_score'} <= set(features.names)
 
 
 def test_cka_needs_branches(data, trained):

@@ -87,3 +87,15 @@ def test_method(method, request_, backbone):
     assert result.exact == (method in ('Retrain', 'UltraRE'))
     assert not result.model.training
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize('method', [*METHODS, 'MMRecUn with row reset'])
+def test_refuses_what_is_no_recommender(method, backbone):
+    build, _, data = backbone
+    if method in METHODS:
+        unlearner = METHODS[method](build)
+    else:
+        unlearner = MMRecUn(row_reset=True, **FEW)
+    ok, reason = unlearner.supports(torch.nn.Linear(1, 1), ForgetUsers([3])(data))
+    assert not ok
+    assert "'Linear' lacks ['build_graph', 'loss', 'branches', 'tables']" in reason

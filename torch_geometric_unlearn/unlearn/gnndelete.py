@@ -9,7 +9,7 @@ from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.known_pairs import KnownPairs, draw_free
-from torch_geometric_unlearn.nn.models.base import HasBranches, RecommenderLike
+from torch_geometric_unlearn.nn.models.base import HasFusion, RecommenderLike
 from torch_geometric_unlearn.nn.models.deletion_operators import OUT, DeletionOperators
 from torch_geometric_unlearn.utils.check import check_float, check_int
 from torch_geometric_unlearn.utils.seed import generator
@@ -85,7 +85,7 @@ class GNNDelete(Unlearner):
         model.eval()
         graph: Any = model.build_graph(retained)
         original: dict[str, Tensor] = {}
-        if isinstance(model, HasBranches):
+        if isinstance(model, HasFusion):
             original = model.branch_embeddings(graph)
         original[OUT] = torch.cat(model(graph))
 
@@ -111,7 +111,7 @@ class GNNDelete(Unlearner):
             first, last = {}, {}
             for name, target in original.items():  # The one after the fusion is last.
                 source = target
-                if name == OUT and isinstance(model, HasBranches):
+                if name == OUT and isinstance(model, HasFusion):
                     source = torch.cat(model.fuse(graph, out.branch_embeddings(graph)))
                 step = optimizers[name], source, target, targets
                 first[name], last[name] = self._train(out.operators[name], *step)

@@ -86,8 +86,10 @@ class MMRecUn(ReverseRepair):
         self.row_reset = row_reset
 
     def supports(self, model: RecommenderLike, data: HeteroData) -> tuple[bool, str]:
-        reason = lacks_id_table(model) if self.row_reset else ''
-        return (False, reason) if reason else super().supports(model, data)
+        ok, reason = super().supports(model, data)
+        if ok and self.row_reset:
+            reason = lacks_id_table(model)
+        return not reason, reason
 
     def _start(self, work: Workspace) -> torch.optim.Optimizer:
         parameters = [p for p in work.model.parameters() if p.requires_grad]
@@ -153,9 +155,7 @@ def joint_pass(
         loss = reverse = reverse_bpr_loss(pos_score, neg_score, form)
         if alpha > 0:
             work.model.train()
-            repair = work.model.loss(
-                work.graph, retain_batch.to(work.device)
-            )
+            repair = work.model.loss(work.graph, retain_batch.to(work.device))
             if getattr(work.model, 'reduction', 'mean') == 'sum':
                 loss = reverse * retain_batch.user.numel()
             loss = alpha * repair + (1 - alpha) * loss

@@ -13,8 +13,8 @@ from torch_geometric_unlearn.data.known_pairs import KnownPairs, draw_free
 from torch_geometric_unlearn.data.request import Request, without_request
 from torch_geometric_unlearn.loader import TripletLoader
 from torch_geometric_unlearn.nn.models.base import (
-    HasBranches,
     HasContent,
+    HasFusion,
     RecommenderLike,
 )
 from torch_geometric_unlearn.utils.check import check_choice, check_float
@@ -131,9 +131,7 @@ class MultiDelete(ReverseRepair):
     def _start(self, work: Workspace) -> _State:
         graph = work.graph
         if self.target_graph == 'full':
-            graph = work.model.build_graph(
-                without_request(work.data)
-            )
+            graph = work.model.build_graph(without_request(work.data))
         work.model.eval()
         with torch.no_grad():
             target = _views(work.model, graph)
@@ -308,7 +306,7 @@ class _State:
 
 
 def _views(model: RecommenderLike, graph: Any) -> _Views:
-    if not isinstance(model, HasBranches):
+    if not isinstance(model, HasFusion):
         user, item = model(graph)
         return _Views(user, item, [], {})
     branches = model.branch_embeddings(graph)

@@ -151,9 +151,7 @@ class ReverseRepair(Unlearner):
         total, num_batches = torch.zeros((), device=work.device), 0
         for batch in islice(work.retain_loader, work.repair_batches):
             work.repair_optimizer.zero_grad(set_to_none=True)
-            loss = work.model.loss(
-                work.graph, batch.to(work.device)
-            )
+            loss = work.model.loss(work.graph, batch.to(work.device))
             loss.backward()
             work.repair_optimizer.step()
             total += loss.detach()

@@ -140,19 +140,25 @@ ModelT = TypeVar('ModelT')
 
 
 @runtime_checkable
-class HasBranches(RecommenderLike, Protocol):
-    r"""A model that shows its branches: :obj:`fuse` after :obj:`branch_embeddings` is
-    its forward pass.
-    """
+class HasBranches(Protocol):
+    r"""A model that shows its branches."""
 
     def branch_embeddings(self, graph: Any) -> dict[str, Tensor]: ...
+
+
+@runtime_checkable
+class HasFusion(HasBranches, Protocol):
+    r"""A model that also fuses branches that it is given: :obj:`fuse` after
+    :obj:`branch_embeddings` is its forward pass.
+    """
+
     def fuse(
         self, graph: Any, branches: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor]: ...
 
 
 @runtime_checkable
-class HasContent(RecommenderLike, Protocol):
+class HasContent(Protocol):
     r"""A model that shows its item content by modality."""
 
     def content_embeddings(self, graph: Any) -> dict[str, Tensor]: ...
