@@ -23,9 +23,10 @@ from torch_geometric_unlearn.unlearn import (
     PartialRetrain,
     Retrain,
     RowReset,
+    _touched_rows,
     partial_retrain,
 )
-from torch_geometric_unlearn.unlearn.partial_retrain import touched_rows
+from torch_geometric_unlearn.unlearn._touched_rows import start_smoothly, touched_rows
 
 EDGE = schema.EDGE_TYPE
 FEW = {'batch_size': 256, 'min_steps': 10, 'num_epochs': 2}
@@ -91,7 +92,7 @@ def test_contract(name, request_, data):
 
 @pytest.mark.parametrize('tau', [0.0, 0.02, 0.1, 0.3])
 def test_touched_rows_by_loops(data, tau, monkeypatch):
-    monkeypatch.setattr(partial_retrain, 'ALL_ROWS', 1.0)
+    monkeypatch.setattr(_touched_rows, 'ALL_ROWS', 1.0)
     marked = ForgetInteractions(data[EDGE].edge_index[:, [3, 100, 400]])(data)
     retained = DropForgotten()(marked)
     touched = touched_rows(marked, retained, tau)
@@ -106,6 +107,63 @@ def test_all_rows_where_most_pairs_are_touched(data):
     touched = touched_rows(marked, DropForgotten()(marked), 0.02)
     assert touched.is_all
     assert (touched.users.numel(), touched.items.numel()) == (100, 60)
+
+
+def projected(x, edge_index, side, rank):
+    r"""Rows on the leading singular vectors of the normalised interactions, densely."""
+    dense = torch.zeros(100, 60, dtype=torch.float64)
+    dense[edge_index[0], edge_index[1]] = 1
+    scale = [dense.sum(dim).clamp(min=1).rsqrt() for dim in (1, 0)]
+    parts = torch.linalg.svd(scale[0].unsqueeze(1) * dense * scale[1])
+    basis = parts[0] if side == 'user' else parts[2].t()
+    return basis[:, :rank] @ (basis[:, :rank].t() @ x.double())
+
+
+@pytest.mark.parametrize('name', ['LightGCN', 'adapter'])
+def test_smooth_start_by_dense_svd(name, data):
+    marked = ForgetUsers([3])(data)
+    retained = DropForgotten()(marked)
+    model = build(name, data)
+    tables = [table.parameter.detach().clone() for table in model.tables()]
+    drawn = copy.deepcopy(model)
+    assert start_smoothly(model, tables, retained)
+    user = torch.cat(tables)[:100]
+    item = torch.cat(tables)[100:]
+    edges = retained[EDGE].edge_index
+    expected = [projected(user, edges, 'user', 3), projected(item, edges, 'item', 3)]
+    got = torch.cat([table.parameter for table in model.tables()]).double()
+    kept = torch.ones(160, dtype=torch.bool)
+    kept[3] = False
+    assert torch.allclose(got[kept], torch.cat(expected)[kept], atol=1e-5)
+    before = torch.cat([table.parameter for table in drawn.tables()])
+    assert torch.equal(got[3].float(), before[3])  # No retained pair: left alone.
+
+
+def test_smooth_start_takes_nothing_from_deleted_rows(data):
+    retained = DropForgotten()(ForgetUsers([3, 17])(data))
+    model = build('LightGCN', data)
+    tables = [table.parameter.detach().clone() for table in model.tables()]
+    other = [table.clone() for table in tables]
+    other[0][[3, 17]] += 1.0
+    out = []
+    for rows in (tables, other):
+        model = build('LightGCN', data)
+        torch.manual_seed(1)
+        assert start_smoothly(model, rows, retained)
+        out.append(torch.cat([table.parameter for table in model.tables()]))
+    assert torch.equal(*out)
+
+
+@pytest.mark.parametrize('name', ['MGCN', 'LightGCN', 'MIGGT', 'adapter'])
+def test_smooth_start_where_there_is_nothing_else(name, data):
+    marked = ForgetInteractions(ratio=0.05)(data)
+    result = PartialRetrain(**FEW)(build(name, data), marked)
+    only_rows = name in ('LightGCN', 'adapter')
+    assert all(row['all_rows'] for row in result.history)
+    assert all(row['smooth_start'] == only_rows for row in result.history)
+    few = PartialRetrain(tau=0.5, **FEW)(build(name, data), ForgetUsers([3])(data))
+    assert not few.history[0]['all_rows']
+    assert not few.history[0]['smooth_start']
 
 
 def test_everything_else_stays_bit_identical(data, trained):

@@ -3,7 +3,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,13 @@ from torch_geometric_unlearn.utils.check import check_float, check_int
 from torch_geometric_unlearn.utils.resources import ResourceMeter
 from torch_geometric_unlearn.utils.seed import generator
 
+from ._touched_rows import (
+    TouchedRows,
+    reset_features,
+    row_types,
+    start_smoothly,
+    touched_rows,
+)
 from .base import Unlearner
 from .row_reset import draw_rows, lacks_id_table
 
@@ -37,8 +43,6 @@ BATCH_PARTS = 2
 #: Training goes on while an epoch lifts the validation curve by more than this share,
 #: up to this multiple of the steps.
 RISE, LONGEST = 0.01, 3
-#: Above this share of touched pairs, all rows are drawn anew.
-ALL_ROWS = 0.25
 #: Above this share of deleted pairs, the frozen modules have seen too much of them.
 MAX_DELETED = 0.5
 #: Users that the validation curve looks at, and the pairs that it must have to choose.
@@ -65,6 +69,13 @@ class PartialRetrain(Unlearner):
     are: a step costs the same, and no attacker can tell a deleted pair by the freshness
     of its rows. Raw feature rows, where a model trains some, are set back to the
     features.
+
+    A model that is nothing but its ID tables, such as
+    :class:`~torch_geometric_unlearn.nn.LightGCN`, would then have lost all that it
+    knows. Its rows start from what the retained interactions alone can tell of the
+    original ones: their projection on the leading singular vectors of the retained,
+    normalised interactions, as many as the rows have channels, and at most a sixteenth
+    of the users or items.
 
     Then Adam trains these rows on the triplets of a training epoch that touch them
     (:class:`~torch_geometric_unlearn.loader.RowLoader`), in batches of half of
@@ -210,96 +221,18 @@ class PartialRetrain(Unlearner):
                 f"'{path}' exists. Pass resume=True to go on from it, or remove it."
             )
         num_users = schema.num_users(data)
-        touched = touched_rows(data, retained, self.tau, _row_types(model))
+        touched = touched_rows(data, retained, self.tau, row_types(model))
         original = tensor_digest(model.state_dict().values()) if path else ''
+        tables = [t.parameter.detach().clone() for t in model.tables() if not t.is_raw]
         draw_rows(model, touched.users, touched.items, num_users)
         reset_features(model, retained, touched.items)
-        run = _Run(self, model, data, retained, touched)
+        is_smooth = touched.is_all and start_smoothly(model, tables, retained)
+        run = _Run(self, model, data, retained, touched, is_smooth)
         run.settings['original'] = original
         if path is not None and Path(path).exists():
             run.load(path)
         run.train(path)
         return model, run.history
-
-
-@dataclass
-class TouchedRows:
-    r"""Which rows a deletion has had influence on.
-
-    Attributes:
-        users (torch.Tensor): Users to draw anew, int64 :obj:`[n]`.
-        items (torch.Tensor): Items to draw anew, int64 :obj:`[m]`.
-        trained_users (torch.Tensor): Those of them with a retained pair, int64.
-        trained_items (torch.Tensor): Those of them with a retained pair, int64.
-        is_all (bool): Whether these are all rows because of their share of the pairs.
-    """
-
-    users: Tensor
-    items: Tensor
-    trained_users: Tensor
-    trained_items: Tensor
-    is_all: bool
-
-
-def touched_rows(
-    data: HeteroData,
-    retained: HeteroData,
-    tau: float,
-    row_types: tuple[str, ...] = (schema.USER, schema.ITEM),
-) -> TouchedRows:
-    r"""Returns the rows that :class:`PartialRetrain` draws anew.
-
-    Args:
-        data (HeteroData): The data with the request.
-        retained (HeteroData): The data after the deletion.
-        tau (float): Least influence.
-        row_types (tuple, optional): Of which nodes the model has rows.
-            (default: :obj:`('user', 'item')`)
-    """
-    num_users, num_items = schema.num_users(data), schema.num_items(data)
-    deleted = schema.forgotten_edge_index(data)
-    kept = schema.retained_edge_index(retained)
-    shares, degrees = [], []
-    for row, size in enumerate((num_users, num_items)):
-        gone = deleted[row].bincount(minlength=size)
-        left = kept[row].bincount(minlength=size)
-        shares.append(gone.double() / (gone + left).clamp(min=1))
-        degrees.append(left)
-    fresh = []
-    for row, size in enumerate((num_users, num_items)):
-        total = shares[row].new_zeros(size)
-        total.index_add_(0, kept[row], shares[1 - row][kept[1 - row]])
-        influence = shares[row] + total / degrees[row].clamp(min=1)
-        # A sum of shares that meets tau exactly must not fail by rounding.
-        mask = (influence > 0) & (influence >= tau - 1e-12)
-        node_type = (schema.USER, schema.ITEM)[row]
-        if f'forget_{node_type}s' in data:
-            mask[data[f'forget_{node_type}s']] = True
-        fresh.append(mask & (node_type in row_types))
-    trained = [mask & (degree > 0) for mask, degree in zip(fresh, degrees)]
-    own = trained[0][kept[0]] | trained[1][kept[1]]
-    is_all = bool(own.double().mean() > ALL_ROWS)
-    if is_all:
-        exists = [kind in row_types for kind in (schema.USER, schema.ITEM)]
-        fresh = [torch.full_like(mask, has) for mask, has in zip(fresh, exists)]
-        trained = [mask & (degree > 0) for mask, degree in zip(fresh, degrees)]
-    users, items = (mask.nonzero().view(-1) for mask in fresh)
-    own_users, own_items = (mask.nonzero().view(-1) for mask in trained)
-    return TouchedRows(users, items, own_users, own_items, is_all)
-
-
-@torch.no_grad()
-def reset_features(
-    model: RecommenderLike, data: HeteroData, items: Tensor) -> None:
-    r"""Sets the rows of raw feature tables back to the features, in place, where the
-    table tells its modality.
-    """
-    for table in model.tables():
-        if table.is_raw and table.modality:
-            x = data[schema.ITEM][f'x_{table.modality}']
-            rows = items.to(x.device)
-            parameter = table.parameter
-            parameter[rows.to(parameter.device)] = x[rows].to(parameter)
 
 
 class _Run:
@@ -312,8 +245,9 @@ class _Run:
         data: HeteroData,
         retained: HeteroData,
         touched: TouchedRows,
+        is_smooth: bool,
     ) -> None:
-        self.unlearner, self.model = unlearner, model
+        self.unlearner, self.model, self.is_smooth = unlearner, model, is_smooth
         self.device = next(model.parameters()).device
         self.graph = model.build_graph(retained)
         self.touched = touched
@@ -456,6 +390,7 @@ class _Run:
             + touched.trained_items.numel(),
             'num_pairs': self.loader.edge_index.size(1),
             'all_rows': touched.is_all,
+            'smooth_start': self.is_smooth,
             'path': path,
         }
 
@@ -537,12 +472,6 @@ class _ValidationCurve:
         emb = embed(model, graph)
         metrics = ranking_metrics(*emb, self.pairs, self.exclude, ks=(20,))
         return {self.key: metrics['ndcg@20']}
-
-
-def _row_types(model: RecommenderLike) -> tuple[str, ...]:
-    rows = {table.rows for table in model.tables() if not table.is_raw}
-    both = (schema.USER, schema.ITEM)
-    return tuple(kind for kind in both if kind in rows or 'node' in rows)
 
 
 def _rows_of(
