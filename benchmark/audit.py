@@ -46,8 +46,8 @@ def retraining(seed, file):
 
 
 unlearners = {
-    'retrain': retraining(args.seed, 'retrain.ck'),
-    'retrain_2': retraining(args.seed + 1, 'retrain_2.ck'),
+    'retrained': retraining(args.seed, 'retrain.ck'),
+    'retrained_2': retraining(args.seed + 1, 'retrain_2.ck'),
     'edge_drop': EdgeDrop(seed=args.seed),
     'row_reset': RowReset(seed=args.seed),
     'mmrecun': MMRecUn(**batch),
@@ -72,7 +72,7 @@ for method, unlearner in unlearners.items():
         continue
     result = unlearner(model, marked)
     seconds = result.seconds
-    if method.startswith('retrain'):  # Perhaps in several goes.
+    if method.startswith('retrained'):  # Perhaps in several goes.
         seconds = sum(row['seconds'] for row in result.history)
     models[method], rows[method] = result.model, {'seconds': seconds}
     save_model(result.model, path, rows[method])
@@ -101,7 +101,7 @@ for row in members['rows']:
         values[f'{prefix}{key}_interval'] = [row[f'{key}_low'], row[f'{key}_high']]
     rows[row['method']] |= values
 
-goals = [models.get('retrain'), marked, model, models.get('retrain_2')]
+goals = [models.get('retrained'), marked, model, models.get('retrained_2')]
 for method, other in models.items():
     graph = model.build_graph(data) if method == 'original' else None
     view = {'graph': graph}
@@ -131,10 +131,10 @@ total = sum(cost['time_s'] for cost in costs)
 costs.append({'audit': 'all', 'time_s': total})
 
 for row in rows.values():
-    if 'retrain' in rows:
-        row['speed_up'] = rows['retrain']['seconds'] / max(row['seconds'], 1e-9)
+    if 'retrained' in rows:
+        row['speed_up'] = rows['retrained']['seconds'] / max(row['seconds'], 1e-9)
         if 'relearn_steps' in row:
-            steps = rows['retrain']['relearn_steps']
+            steps = rows['retrained']['relearn_steps']
             row['relearn_relative'] = row['relearn_steps'] / max(steps, 1e-9)
 table = [{'method': method} | row for method, row in rows.items()]
 columns = [

@@ -21,6 +21,7 @@ from torch_geometric_unlearn.audit._attack import cross_validate, ranking_figure
 from torch_geometric_unlearn.audit._features import MAIN, PairFeatures
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.metrics import evaluate_request
+from torch_geometric_unlearn.nn import Served
 from torch_geometric_unlearn.transforms import ForgetInteractions, ForgetUsers
 from torch_geometric_unlearn.unlearn import TRU, EdgeDrop, PartialRetrain, RowReset
 from torch_geometric_unlearn.utils.seed import generator
@@ -83,7 +84,7 @@ for kind in args.kinds:
                     result = methods[name](seed)(model, marked)
                     current, seconds = result.model, result.seconds
                     graph = current.build_graph(result.data)
-                source = PairFeatures(current, marked, graph)
+                source = PairFeatures(Served(current, graph), marked)
                 x, group = source(both), both[0] + seed * schema.num_users(data)
                 scores = evaluate_request(current, marked, graph=graph, ks=(20,))
                 ndcg = scores['retain_ndcg@20']

@@ -14,13 +14,12 @@ from pathlib import Path
 
 import torch
 
-from torch_geometric_unlearn.audit import completion
 from torch_geometric_unlearn.datasets import (
     AmazonMultimodal,
     SyntheticMultimodal,
     TikTok,
 )
-from torch_geometric_unlearn.metrics import evaluate_request, exposure, trade_off
+from torch_geometric_unlearn.evaluation import Comparison
 from torch_geometric_unlearn.nn import MGCN
 from torch_geometric_unlearn.report import format_table, save_json, versions
 from torch_geometric_unlearn.train import fit, load_model, save_model
@@ -103,7 +102,7 @@ else:
 # 3. Unlearn with every method, and measure all models alike.
 batch = {'batch_size': settings.get('batch_size', 2048), 'seed': args.seed}
 unlearners = {
-    'retrain': Retrain(build_model, seed=args.seed, **settings),
+    'retrained': Retrain(build_model, seed=args.seed, **settings),
     'edge_drop': EdgeDrop(seed=args.seed),
     'row_reset': RowReset(seed=args.seed),
     'mmrecun': MMRecUn(**batch),
@@ -112,27 +111,10 @@ unlearners = {
 }
 
 
-def measure(method, model, graph=None, **cost):
-    scores = evaluate_request(model, marked, graph=graph, ks=(10, 20))
-    scores['completion'] = completion(model, marked, graph=graph).auc
-    return {'method': method, **scores, **exposure(model, marked, graph=graph), **cost}
-
-
-rows = [
-    measure(
-        'original',
-        model,
-        graph=model.build_graph(data),
-        seconds=run['seconds'],
-        peak_memory=run['peak_memory'],
-    )
-]
-histories = {'original': run['history']}
-for name, unlearner in unlearners.items():
-    result = unlearner(model, marked)
-    cost = {'seconds': result.seconds, 'peak_memory': result.peak_memory}
-    rows.append(measure(name, result.model, **cost) | {'shift': result.shift})
-    histories[name] = result.history
+results = {name: unlearner(model, marked) for name, unlearner in unlearners.items()}
+comparison = Comparison({'original': model, **results}, marked)
+rows = comparison.measure(('ranking', 'exposure', 'completion'))
+rows[0] |= {key: run[key] for key in ('seconds', 'peak_memory')}
 
 columns = [
     'method',
@@ -145,8 +127,6 @@ columns = [
     'trade_off',
     'seconds',
 ]
-for row in rows:
-    row['trade_off'] = trade_off(rows[0], rows[1], row)
 title = f'{args.dataset}, {args.regime}-level, {args.ratio:.0%} forgotten'
 print(f'{title} ({args.note})' if args.note else title)
 print(format_table(rows, columns))
@@ -155,5 +135,8 @@ if args.json:
     config |= {name: repr(unlearner) for name, unlearner in unlearners.items()}
     config = {key: config[key] for key in config if key not in PATHS}
     content = {'rows': rows, 'config': config, 'versions': versions()}
-    save_json(args.json, content | {'histories': histories})
+    content['histories'] = {name: result.history for name, result in results.items()}
+    content['histories']['original'] = run['history']
+    content['shifts'] = {name: result.shift for name, result in results.items()}
+    save_json(args.json, content)
     print(f'Wrote {args.json}')

@@ -72,7 +72,7 @@ def test_planted_case(small, regime):
     models = {
         'original': Memory(data),
         'clean': (Memory(small), small),
-        'retrain': Memory(dropped),
+        'retrained': Memory(dropped),
         'edge drop': Memory(data),
         'done': (Memory(dropped), dropped),
     }
@@ -86,11 +86,11 @@ def test_planted_case(small, regime):
     assert out['reason'] == ''
     assert row['original']['asr@10'] > 0.8
     assert row['edge drop']['asr@10'] > 0.8  # Its weights still hold the backdoor.
-    for name in ('clean', 'retrain', 'done'):
+    for name in ('clean', 'retrained', 'done'):
         assert row[name]['asr@10'] < 0.2
-    assert row['done']['asr@10'] == row['retrain']['asr@10']
-    assert row['retrain']['gap@10'] == 0
-    expected = row['edge drop']['asr@10'] - row['retrain']['asr@10']
+    assert row['done']['asr@10'] == row['retrained']['asr@10']
+    assert row['retrained']['gap@10'] == 0
+    expected = row['edge drop']['asr@10'] - row['retrained']['asr@10']
     assert row['edge drop']['gap@10'] == expected
     assert out['target'] == data.backdoor_target
 
@@ -180,7 +180,7 @@ def test_takedown_of_the_target(small):
     data = InjectBackdoor(ratio=0.03, seed=1)(small)
     marked = ForgetItems([data.backdoor_target])(data)
     dropped = DropForgotten()(marked)
-    table = backdoor_table({'drop': Memory(data), 'retrain': Memory(dropped)}, marked)
+    table = backdoor_table({'drop': Memory(data), 'retrained': Memory(dropped)}, marked)
     drop, retrain = table['rows']
     assert drop['asr@20'] > 0.8  # A deleted item is no banned one here.
     assert retrain['asr@20'] == retrain['er@20'] == 0
@@ -226,7 +226,7 @@ def test_validity(data, trained):
     marked = ForgetInteractions(poisoned.backdoor_pairs)(poisoned)
     table = backdoor_table({'tru': trained}, marked)
     assert (table['valid'], table['missing']) == (
-        None, ['original', 'clean', 'retrain']
+        None, ['original', 'clean', 'retrained']
     )  # fmt: skip
     assert 'gap@20' not in table['rows'][0]
 

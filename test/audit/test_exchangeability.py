@@ -109,7 +109,7 @@ def test_membership_says_what_it_compares_with(shop):
 def test_excess_is_paired(shop):
     marked = ForgetUsers(ratio=0.5)(shop)
     models = {
-        name: LightGCN.from_data(shop, hidden_channels=8) for name in ('retrain', 'a')
+        name: LightGCN.from_data(shop, hidden_channels=8) for name in ('retrained', 'a')
     }
     out = compare_membership(models, marked, modes=['direct'], num_bootstrap=50)
     reference, other = out['rows']

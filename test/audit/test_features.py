@@ -9,7 +9,7 @@ from torch_geometric_unlearn.audit._features import (
 )
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.metrics import embed
-from torch_geometric_unlearn.nn import EmbeddingTable
+from torch_geometric_unlearn.nn import EmbeddingTable, Served
 from torch_geometric_unlearn.transforms import ForgetUsers
 from torch_geometric_unlearn.utils.knn import content_neighbors
 
@@ -23,7 +23,7 @@ def marked(data):
 def source(marked, trained):
     graph = trained.build_graph(marked)
     near = content_neighbors(schema.features(marked).values())
-    return PairFeatures(trained, marked, graph, near, batch_size=64)
+    return PairFeatures(Served(trained, graph), marked, near, batch_size=64)
 
 
 def pairs_of(data):
@@ -85,16 +85,17 @@ def test_pair_features_against_loops(source, marked, trained):
 
 def test_other_backbones(marked, trained_miggt):
     graph = trained_miggt.build_graph(marked)
-    source = PairFeatures(trained_miggt, marked, graph)
+    source = PairFeatures(Served(trained_miggt, graph), marked)
     x = source(pairs_of(marked))
     assert x.isfinite().all()
     assert 'text_log_rank' in source.names
-    assert torch.equal(x, PairFeatures(trained_miggt, marked, graph)(pairs_of(marked)))
+    again = PairFeatures(Served(trained_miggt, graph), marked)
+    assert torch.equal(x, again(pairs_of(marked)))
 
 
 def test_ties_and_constant_scores_stay_finite(marked):
     table = EmbeddingTable(torch.ones(100, 2), torch.ones(60, 2))
-    source = PairFeatures(table, marked, table.build_graph(marked))
+    source = PairFeatures(Served.of(table, marked), marked)
     pairs = pairs_of(marked)
     x = source(pairs)
     known = schema.retained_edge_index(marked)[0].bincount(minlength=100)[pairs[0]]
@@ -120,8 +121,8 @@ def test_own_interaction_does_not_change_the_rank(marked, trained):
     store = open_data[schema.EDGE_TYPE]
     mask |= (store.edge_index == pair).all(dim=0)
     store.forget_mask = mask
-    masked = PairFeatures(trained, marked, graph)(pair)
-    unmasked = PairFeatures(trained, open_data, graph)(pair)
+    masked = PairFeatures(Served(trained, graph), marked)(pair)
+    unmasked = PairFeatures(Served(trained, graph), open_data)(pair)
     assert torch.equal(masked, unmasked)
 
 

@@ -74,11 +74,11 @@ def test_judges_a_given_model(marked):
     fit(original, _train_data(marked, schema.forgotten_edge_index(marked)), **FIT)
     fresh = Retrain(build, **FIT)(original, marked).model
     flagged = {}
-    for name, model in (('original', original), ('retrain', fresh)):
+    for name, model in (('original', original), ('retrained', fresh)):
         result = likelihood_ratio(marked, build, EdgeDrop(), FIT, model, **FEW)
         flagged[name] = result.details['flagged']
     assert flagged['original'] > 0.7
-    assert flagged['retrain'] < 0.3
+    assert flagged['retrained'] < 0.3
 
 
 def test_pairs_as_targets(data):

@@ -180,7 +180,7 @@ def test_compare(marked):
     models = {
         'original': memory(marked),
         'over': memory(marked, forgotten=-1.0),
-        'retrain': memory(marked, forgotten=0.0),
+        'retrained': memory(marked, forgotten=0.0),
     }
     out = compare_membership(models, marked, **FAST)
     rows = {(row['method'], row['mode']): row for row in out['rows']}
@@ -188,19 +188,19 @@ def test_compare(marked):
     assert out['missing'] == {}
     assert out['confounded'] is False
     assert out['self_check']['original_ok']
-    own, reference = rows['over', 'direct'], rows['retrain', 'direct']
+    own, reference = rows['over', 'direct'], rows['retrained', 'direct']
     gap = own['balanced_accuracy'] - reference['balanced_accuracy']
     assert own['priv_gap'] == pytest.approx(gap)
     assert gap > 0.3
     change = 100 * (own['auc'] / reference['auc'] - 1)
     assert own['auc_relative'] == pytest.approx(change)
-    assert rows['retrain', 'transfer']['priv_gap'] == 0
+    assert rows['retrained', 'transfer']['priv_gap'] == 0
     alone = membership(models['over'], marked, mode='transfer', **FAST)
     assert alone.auc == rows['over', 'transfer']['auc']
 
-    del models['retrain'], models['original']
+    del models['retrained'], models['original']
     out = compare_membership(models, marked, modes=['direct'], **FAST)
-    assert set(out['missing']) == {'retrain', 'original'}
+    assert set(out['missing']) == {'retrained', 'original'}
     assert out['confounded'] is out['self_check'] is None
     assert 'priv_gap' not in out['rows'][0]
 

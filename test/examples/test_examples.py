@@ -41,7 +41,7 @@ def test_tru_writes_what_it_prints(tmp_path):
     out = run('tru.py', *args, cwd=tmp_path)
     assert out.returncode == 0, out.stderr
     content = json.loads((tmp_path / 'result.json').read_text())
-    methods = ['original', 'retrain', 'edge_drop', 'row_reset', 'mmrecun', 'tru']
+    methods = ['original', 'retrained', 'edge_drop', 'row_reset', 'mmrecun', 'tru']
     methods.append('partial_retrain')
     assert [row['method'] for row in content['rows']] == methods
     for row in content['rows']:

@@ -11,7 +11,7 @@ from torch_geometric_unlearn.metrics.diagnosis import (
     item_persistence,
     layer_shift,
 )
-from torch_geometric_unlearn.nn import EmbeddingTable
+from torch_geometric_unlearn.nn import EmbeddingTable, Served
 from torch_geometric_unlearn.transforms import ForgetUsers
 
 
@@ -81,7 +81,7 @@ def test_branches_without_fusion_are_looked_at(data):
     names, matrix = cross_modal_cka(model, model.build_graph(data), fused=False)
     assert names == ['one', 'other']
     assert torch.allclose(matrix, torch.ones_like(matrix), atol=1e-6)
-    features = PairFeatures(model, data, model.build_graph(data))
+    features = PairFeatures(Served.of(model, data), data)
     assert {'one_score', 'other_score'} <= set(features.names)
 
 

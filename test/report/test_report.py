@@ -210,14 +210,14 @@ def test_missing_inputs_are_named(inputs):
     ],
 )
 def test_verdict_judges_both_sides(inputs, monkeypatch, forget, status, words):
-    module = 'torch_geometric_unlearn.report.report'
+    module = 'torch_geometric_unlearn.evaluation'
     unlearned = inputs['result'].model
 
-    def planted(model, data, k, graph=None):
-        shift = 0.03 * forget if model is unlearned else 0.0
+    def planted(served, data, k):
+        shift = 0.03 * forget if served.model is unlearned else 0.0
         return {'exposure@20': 0.5, 'reach@20': 0.5, 'pair@20': 0.2 + shift}
 
-    def ranking(model, data, **kwargs):
+    def ranking(served, data, **kwargs):
         return {'retain_ndcg@20': 0.04, 'forget_recall@20': 0.1}
 
     monkeypatch.setattr(f'{module}.exposure', planted)

@@ -6,16 +6,12 @@ degrees and ids are out of reach.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
-from torch_geometric_unlearn.metrics import embed
-from torch_geometric_unlearn.nn.models.base import HasBranches
-from torch_geometric_unlearn.utils.mode import evaluating
+from torch_geometric_unlearn.nn.models.served import Served
 from torch_geometric_unlearn.utils.topk import PairIndex, topk_items
 
 #: Features where a remembered pair lies lower, not higher.
@@ -49,9 +45,8 @@ class PairFeatures:
     ==================  ========================================================
 
     Args:
-        model (torch.nn.Module): The audited model.
+        served (Served): The audited model.
         data (HeteroData): The data with the request still marked.
-        graph (Any): What the model propagates over.
         neighbors (torch.Tensor, optional): Content neighbours of every item,
             int64 :math:`(N_{item}, k)`.
             (default: :obj:`None`)
@@ -61,25 +56,18 @@ class PairFeatures:
     @torch.no_grad()
     def __init__(
         self,
-        model: Any,
+        served: Served,
         data: HeteroData,
-        graph: Any,
         neighbors: Tensor | None = None,
         batch_size: int = 2048,
     ) -> None:
-        self.user_emb, self.item_emb = embed(model, graph)
+        self.user_emb, self.item_emb = served.embeddings
+        self.branches = served.branches
         self.device = self.user_emb.device
         self.batch_size = batch_size
         sizes = [self.user_emb.size(0), self.item_emb.size(0)]
         self.retained = schema.retained_edge_index(data).to(self.device)
         self.index = PairIndex(self.retained, sizes[0])
-        self.branches: dict[str, tuple[Tensor, Tensor]] = {}
-        if isinstance(model, HasBranches):
-            with evaluating(model):
-                branches = model.branch_embeddings(graph)
-            for name, x in branches.items():
-                user_emb, item_emb = x.detach().split(sizes)
-                self.branches[name] = user_emb, item_emb
         self.near_emb = None
         if neighbors is not None:
             self.near_emb = self.item_emb[neighbors.to(self.device)].mean(dim=1)

@@ -157,7 +157,7 @@ def backdoor_table(
 
     Args:
         models (dict): The models by name; :obj:`'original'` is the poisoned one and
-            looked at with the poison in its graph, :obj:`'retrain'` the reference. A
+            looked at with the poison in its graph, :obj:`'retrained'` the reference. A
             model of other data is given as :obj:`(model, data)`, such as
             :obj:`'clean'`, the original without poison.
         data (HeteroData): The data with plant and request, still marked.
@@ -171,7 +171,7 @@ def backdoor_table(
         retrained model, :obj:`gap@K`, the distance of the ASR from it; :obj:`target`;
         :obj:`valid` and :obj:`reason`, from the ASR@20 of the poisoned original
         whatever :obj:`k`; :obj:`missing`, which of :obj:`'original'`, :obj:`'clean'`
-        and :obj:`'retrain'` was not given.
+        and :obj:`'retrained'` was not given.
 
     Raises:
         ValueError: If nothing in :obj:`data` is marked, or as for :func:`backdoor`.
@@ -183,7 +183,7 @@ def backdoor_table(
         >>> data = ForgetInteractions(data.backdoor_pairs)(data)
         >>> table = backdoor_table({'original': model, 'edge drop': model}, data)
         >>> table['valid'], table['missing']
-        (False, ['clean', 'retrain'])
+        (False, ['clean', 'retrained'])
     """
     if not schema.forget_mask(data).any():
         raise ValueError(
@@ -208,15 +208,15 @@ def backdoor_table(
     rows = []
     for name, result in results.items():
         row = {'method': name, f'asr@{k}': result.asr, f'er@{k}': result.er}
-        if 'retrain' in results:
-            row[f'gap@{k}'] = result.asr - results['retrain'].asr
+        if 'retrained' in results:
+            row[f'gap@{k}'] = result.asr - results['retrained'].asr
         rows.append(row)
     return {
         'rows': rows,
         'target': int(data['backdoor_target']),
         'valid': valid,
         'reason': reason,
-        'missing': [n for n in ('original', 'clean', 'retrain') if n not in models],
+        'missing': [n for n in ('original', 'clean', 'retrained') if n not in models],
     }
 
 

@@ -14,8 +14,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
-from torch_geometric_unlearn.data.request import without_request
-from torch_geometric_unlearn.metrics import embed
+from torch_geometric_unlearn.nn.models.served import Served
 from torch_geometric_unlearn.utils.check import check_int
 from torch_geometric_unlearn.utils.seed import generator
 from torch_geometric_unlearn.utils.topk import PairIndex
@@ -84,7 +83,7 @@ def completion(
     :meth:`users that were never trained on <completion_yardstick>`.
 
     Args:
-        model (torch.nn.Module): The audited model.
+        model (torch.nn.Module or Served): The audited model.
         data (HeteroData): The data with the request *still marked*.
         graph (Any, optional): What the model propagates over; the retained
             interactions if not given. Pass the graph of the unmarked data only for the
@@ -117,8 +116,7 @@ def completion(
             "deleted, e.g. with 'ForgetUsers'."
         )
     train = data[schema.EDGE_TYPE].edge_index
-    graph = model.build_graph(data) if graph is None else graph
-    _, item_emb = embed(model, graph)
+    _, item_emb = Served.of(model, data, graph).embeddings
     return _attack(
         item_emb,
         train,
@@ -162,7 +160,7 @@ def completion_yardstick(
     schema.check_pairs(
         pairs, schema.num_users(data), schema.num_items(data), 'pairs'
     )
-    _, item_emb = embed(model, model.build_graph(data))
+    _, item_emb = Served.of(model, data).embeddings
     return _attack(
         item_emb,
         pairs,
@@ -192,8 +190,8 @@ def compare_completion(
     """
     out = {}
     for name, model in models.items():
-        graph = model.build_graph(without_request(data)) if name == 'original' else None
-        out[name] = completion(model, data, graph, **kwargs)
+        served = Served.before if name == 'original' else Served.of
+        out[name] = completion(served(model, data), data, **kwargs)
     return out
 
 

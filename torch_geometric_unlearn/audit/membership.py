@@ -14,8 +14,9 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
-from torch_geometric_unlearn.data.request import Request, without_request
+from torch_geometric_unlearn.data.request import Request
 from torch_geometric_unlearn.loader import TripletLoader
+from torch_geometric_unlearn.nn.models.served import Served
 from torch_geometric_unlearn.transforms import DropForgotten, ForgetUsers
 from torch_geometric_unlearn.utils.check import check_choice, check_int
 from torch_geometric_unlearn.utils.knn import content_neighbors
@@ -158,7 +159,7 @@ def membership(
     :obj:`branch_embeddings`.
 
     Args:
-        model (torch.nn.Module): The audited model.
+        model (torch.nn.Module or Served): The audited model.
         data (HeteroData): The data with the request *still marked*.
         graph (Any, optional): What the model propagates over; the retained
             interactions if not given. Pass the graph of the unmarked data only for
@@ -240,8 +241,8 @@ def compare_membership(
     r"""Attacks several models in the same way, and compares with the retrained one.
 
     :obj:`'original'` is scored on all interactions, as it was in service, and every
-    other model on the retained ones. With :obj:`'retrain'` among the models, every row
-    has
+    other model on the retained ones. With :obj:`'retrained'` among the models, every
+    row has
 
     .. math::
         \textrm{priv_gap} = \textrm{BalAcc}(\theta) - \textrm{BalAcc}(\theta_R), \qquad
@@ -285,7 +286,7 @@ def compare_membership(
         >>> out = compare_membership(
         ...     models, ForgetUsers(ratio=0.3)(data), modes=['direct'])
         >>> sorted(out['missing'])
-        ['original', 'retrain']
+        ['original', 'retrained']
     """
     for mode in modes:
         check_choice(mode, 'modes', ('direct', 'transfer'))
@@ -304,11 +305,11 @@ def compare_membership(
     rows: list[dict[str, Any]] = []
     results, resamples = [], {}
     for name, model in models.items():
-        graph = model.build_graph(without_request(data)) if name == 'original' else None
-        source = audit.source(model, graph)
+        served = Served.before if name == 'original' else Served.of
+        source = audit.source(served(model, data))
         for mode in modes:
             result = audit(source, mode)
-            if 'retrain' in models and result.auc == result.auc:
+            if 'retrained' in models and result.auc == result.auc:
                 resamples[name, mode] = audit.resample()
             row: dict[str, Any] = {'method': name, 'mode': mode, 'level': level}
             row |= {key: getattr(result, key) for key in (*METRICS, 'deviation')}
@@ -318,8 +319,8 @@ def compare_membership(
             rows.append(row)
             results.append(result.to_dict())
     missing, confounded = {}, None
-    if 'retrain' in models:
-        reference = {row['mode']: row for row in rows if row['method'] == 'retrain'}
+    if 'retrained' in models:
+        reference = {row['mode']: row for row in rows if row['method'] == 'retrained'}
         for row in rows:
             ours = reference[row['mode']]
             row['priv_gap'] = row['balanced_accuracy'] - ours['balanced_accuracy']
@@ -330,7 +331,7 @@ def compare_membership(
         if 'direct' in reference and level != 'neighbours':
             confounded = reference['direct']['balanced_accuracy'] > MAX_NULL
     else:
-        missing['retrain'] = 'priv_gap, auc_relative, and whether it is confounded'
+        missing['retrained'] = 'priv_gap, auc_relative, and whether it is confounded'
     check = None
     if 'original' in models:
         check = _self_check(audit, models['original'])
@@ -503,18 +504,8 @@ class _Audit:
         Raises:
             ValueError: If the graph that the model builds holds a forgotten pair.
         """
-        if graph is None:
-            graph = model.build_graph(self.data)
-            codes = schema.pair_codes(graph.edge_index.cpu(), self.sizes[1])
-            gone = schema.pair_codes(self.forgotten, self.sizes[1])
-            left = int(torch.isin(gone, codes).sum())
-            if left > 0:
-                raise ValueError(
-                    f"'build_graph' must leave out the forgotten pairs (got {left} of "
-                    f'{gone.numel()}). Build it from the interactions that are not '
-                    f'marked.'
-                )
-        return PairFeatures(model, self.data, graph, self.neighbors)
+        served = Served.of(model, self.data, graph)
+        return PairFeatures(served, self.data, self.neighbors)
 
     def __call__(self, source: PairFeatures, mode: str) -> MembershipResult:
         r"""Attacks one model."""
@@ -744,7 +735,7 @@ def _self_check(audit: _Audit, original: Any) -> dict[str, Any]:
             audit.num_bootstrap,
             audit.seed,
         )
-    source = audit.source(original, original.build_graph(without_request(audit.data)))
+    source = audit.source(Served.before(original, audit.data))
     null = MembershipResult('direct', 'null')
     null = audit.attack(source, null, audit.null_examples())
     found = audit(source, 'direct')

@@ -13,8 +13,8 @@ from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import Request, without_request
-from torch_geometric_unlearn.metrics import embed
 from torch_geometric_unlearn.nn.models.base import RecommenderLike
+from torch_geometric_unlearn.nn.models.served import Served
 from torch_geometric_unlearn.train import fit
 from torch_geometric_unlearn.transforms import DropForgotten
 from torch_geometric_unlearn.utils.check import check_int
@@ -147,22 +147,18 @@ def shadow(
     with isolated_seed(seed):
         recommender = build_model(shadow_data)
     fit(recommender, shadow_data, seed=seed, **(fit_args or {}))
-    shadow_graph = recommender.build_graph(shadow_data)
+    lent = Served.of(recommender, shadow_data)
     x_train = torch.cat(
         [
-            _describe(
-                retained, members, vectors, _lists(recommender, shadow_graph, members)
-            ),
-            _describe(
-                retained, others, vectors, _popular(shadow_graph, others, sizes[1])
-            ),
+            _describe(retained, members, vectors, _lists(lent, members)),
+            _describe(retained, others, vectors, _popular(lent, others)),
         ]
     )
-    graph = model.build_graph(data) if graph is None else graph
+    served = Served.of(model, data, graph)
     x_test = torch.cat(
         [
-            _describe(forgotten, gone, vectors, _lists(model, graph, gone)),
-            _describe(unseen, strangers, vectors, _popular(graph, strangers, sizes[1])),
+            _describe(forgotten, gone, vectors, _lists(served, gone)),
+            _describe(unseen, strangers, vectors, _popular(served, strangers)),
         ]
     )
     y_train = torch.arange(x_train.size(0)) < members.numel()
@@ -252,15 +248,16 @@ def _of(pairs: Tensor, users: Tensor) -> Tensor:
     return pairs[:, torch.isin(pairs[0], users)]
 
 
-def _lists(model: Any, graph: Any, users: Tensor) -> Tensor:
-    user_emb, item_emb = embed(model, graph)
+def _lists(served: Served, users: Tensor) -> Tensor:
+    user_emb, item_emb = served.embeddings
     k = min(HISTORY_LIST_SIZE, item_emb.size(0))
-    known = graph.edge_index.to(user_emb.device)
+    known = served.graph.edge_index.to(user_emb.device)
     return topk_items(user_emb, item_emb, users.to(user_emb.device), k, known)[0].cpu()
 
 
-def _popular(graph: Any, users: Tensor, num_items: int) -> Tensor:
-    count = graph.edge_index[1].cpu().bincount(minlength=num_items)
+def _popular(served: Served, users: Tensor) -> Tensor:
+    num_items = served.embeddings[1].size(0)
+    count = served.graph.edge_index[1].cpu().bincount(minlength=num_items)
     best = count.argsort(descending=True, stable=True)[:HISTORY_LIST_SIZE]
     return best.expand(users.numel(), -1)
 

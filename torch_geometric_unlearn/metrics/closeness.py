@@ -15,15 +15,13 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
-from torch_geometric_unlearn.data.request import Request, without_request
+from torch_geometric_unlearn.data.request import Request
 from torch_geometric_unlearn.nn.models.base import (
-    HasBranches,
-    HasContent,
     RecommenderLike,
     named_tables,
 )
+from torch_geometric_unlearn.nn.models.served import Served
 from torch_geometric_unlearn.utils.check import check_int
-from torch_geometric_unlearn.utils.mode import evaluating
 from torch_geometric_unlearn.utils.seed import generator
 from torch_geometric_unlearn.utils.topk import (
     pair_hits,
@@ -41,7 +39,6 @@ from ._similarity import (
     overlap_at_k,
     rank_biased_overlap,
 )
-from .ranking import embed
 
 NODE_SETS = ('users', 'forget_items', 'other_items')
 DEPTH = 100  # Of rank-biased overlap, and of the lists that limit 'jsd_top@100'.
@@ -237,18 +234,22 @@ def closeness(
         )
     }  # fmt: skip
     if reference is not None:
-        view, goal = _View(model, data), _View(reference, data)
+        view, goal = Served.of(model, data), Served.of(reference, data)
         out['value'] = _compare(view, goal, data, sets)
         out['branch_cka'] = _branch_matrix(view, goal, sets['users'])
         if original is not None:
-            served = _View(original, without_request(data))
+            served = Served.before(original, data)
             out['ceiling'] = _compare(served, goal, data, sets)
         if second is not None:
-            out['floor'] = _compare(_View(second, data), goal, data, sets)
+            out['floor'] = _compare(Served.of(second, data), goal, data, sets)
         if original is not None and second is not None:
             out['recovered'] = _recovered(out)
     if original is not None:
-        out['parameters'] = parameter_shift(model, original, reference, data)
+        now, before, after = (
+            m.model if isinstance(m, Served) else m
+            for m in (model, original, reference)
+        )
+        out['parameters'] = parameter_shift(now, before, after, data)
     out['missing'] = [
         key
         for key, needed in {
@@ -267,31 +268,12 @@ def closeness(
     return out
 
 
-class _View:
-    r"""What one model shows of all nodes."""
-
-    @torch.no_grad()
-    def __init__(self, model: RecommenderLike, data: HeteroData) -> None:
-        graph = model.build_graph(data)
-        self.user_emb, self.item_emb = embed(model, graph)
-        size = self.user_emb.size(0)
-        self.branches: dict[str, tuple[Tensor, Tensor]] = {}
-        self.content: dict[str, Tensor] = {}
-        with evaluating(model):
-            if isinstance(model, HasBranches):
-                for name, x in model.branch_embeddings(graph).items():
-                    self.branches[name] = (x[:size], x[size:])
-            if isinstance(model, HasContent):
-                self.content = dict(model.content_embeddings(graph))
-
-    def layers(self) -> dict[str, tuple[Tensor | None, Tensor]]:
-        r"""Returns users and items of every layer, by the infix of the measure."""
-        out: dict[str, tuple[Tensor | None, Tensor]] = {
-            '': (self.user_emb, self.item_emb)
-        }
-        out |= {f'{name}_': pair for name, pair in self.branches.items()}
-        out |= {f'content_{name}_': (None, x) for name, x in self.content.items()}
-        return out
+def _layers(served: Served) -> dict[str, tuple[Tensor | None, Tensor]]:
+    r"""Returns users and items of every layer, by the infix of the measure."""
+    out: dict[str, tuple[Tensor | None, Tensor]] = {'': served.embeddings}
+    out |= {f'{name}_': pair for name, pair in served.branches.items()}
+    out |= {f'content_{name}_': (None, x) for name, x in served.content.items()}
+    return out
 
 
 def _node_sets(
@@ -311,11 +293,11 @@ def _node_sets(
 
 
 def _compare(
-    view: _View, goal: _View, data: HeteroData, sets: dict[str, Tensor]
+    view: Served, goal: Served, data: HeteroData, sets: dict[str, Tensor]
 ) -> dict[str, float]:
     out = {}
-    other = goal.layers()
-    for infix, pair in view.layers().items():
+    other = _layers(goal)
+    for infix, pair in _layers(view).items():
         if infix not in other:
             continue
         for name, nodes in sets.items():
@@ -328,8 +310,8 @@ def _compare(
     forgotten = schema.forgotten_edge_index(data)
     scores = []
     for shown in (view, goal):
-        pairs = forgotten.to(shown.user_emb.device)
-        emb = (shown.user_emb, shown.item_emb)
+        emb = shown.embeddings
+        pairs = forgotten.to(emb[0].device)
         scores.append(pair_hits(*emb, pairs, pairs[:, :0], 1)[1])
     out['ks_forget'] = ks_statistic(scores[0], scores[1])
     return out
@@ -337,16 +319,15 @@ def _compare(
 
 @torch.no_grad()
 def _compare_lists(
-    view: _View, goal: _View, data: HeteroData, users: Tensor
+    view: Served, goal: Served, data: HeteroData, users: Tensor
 ) -> dict[str, float]:
     banned = Request.of(data).items
     sides = []
     for side in (view, goal):
-        device = side.user_emb.device
+        device = side.embeddings[0].device
         sides.append(
             score_blocks(
-                side.user_emb,
-                side.item_emb,
+                *side.embeddings,
                 users.to(device),
                 schema.retained_edge_index(data).to(device),
                 banned.to(device),
@@ -376,7 +357,7 @@ def _compare_lists(
 
 
 def _branch_matrix(
-    view: _View, goal: _View, users: Tensor
+    view: Served, goal: Served, users: Tensor
 ) -> dict[str, dict[str, float]]:
     return {
         row: {

@@ -15,14 +15,13 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
-from torch_geometric_unlearn.nn.models.base import HasBranches, RecommenderLike
+from torch_geometric_unlearn.nn.models.base import RecommenderLike
+from torch_geometric_unlearn.nn.models.served import Served
 from torch_geometric_unlearn.utils.check import check_choice
-from torch_geometric_unlearn.utils.mode import evaluating
 
 from ._similarity import linear_cka
 from .closeness import parameter_shift
 from .exposure import item_reach
-from .ranking import embed
 
 
 def item_persistence(
@@ -129,27 +128,22 @@ def cross_modal_cka(
         ['id', 'image', 'text', 'fused']
     """
     check_choice(nodes, 'nodes', ('item', 'user', 'all'))
-    if not isinstance(model, HasBranches):
+    served = Served(model, graph)
+    layers: dict[str, tuple[Tensor, ...]] = dict(served.branches)
+    if not layers:
         raise ValueError(
             f"'model' must have the method 'branch_embeddings' (got "
             f"'{type(model).__name__}'). A model of one branch has nothing to compare."
         )
-    with evaluating(model):
-        branches = dict(model.branch_embeddings(graph))
-    user_emb, item_emb = embed(model, graph)
     if fused:
-        branches['fused'] = torch.cat([user_emb, item_emb])
-    part = {
-        'user': slice(0, user_emb.size(0)),
-        'item': slice(user_emb.size(0), None),
-        'all': slice(None),
-    }[nodes]
-    views = [x[part].double() for x in branches.values()]
+        layers['fused'] = served.embeddings
+    sides = {'user': slice(0, 1), 'item': slice(1, 2), 'all': slice(0, 2)}[nodes]
+    views = [torch.cat(both[sides]).double() for both in layers.values()]
     matrix = torch.eye(len(views), dtype=torch.double)
     for i, x in enumerate(views):
         for j in range(i):
             matrix[i, j] = matrix[j, i] = float(linear_cka(x, views[j]))
-    return list(branches), matrix
+    return list(layers), matrix
 
 
 def layer_shift(

@@ -15,10 +15,9 @@ from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import Request
+from torch_geometric_unlearn.nn.models.served import Served
 from torch_geometric_unlearn.utils.check import check_choice
 from torch_geometric_unlearn.utils.topk import topk_items
-
-from .ranking import embed
 
 
 def exposure(
@@ -42,7 +41,7 @@ def exposure(
     Deleted items are masked for Exp and Reach only.
 
     Args:
-        model (torch.nn.Module): The model to look at.
+        model (torch.nn.Module or Served): The model to look at.
         data (HeteroData): The data with the request still marked.
         k (int, optional): Length of the lists. (default: :obj:`20`)
         graph (Any, optional): What the model propagates over; the retained
@@ -64,12 +63,12 @@ def exposure(
     if forgotten.size(1) == 0:
         warnings.warn('Nothing is marked, so exposure is NaN', stacklevel=2)
         return dict.fromkeys(names, math.nan)
-    graph = model.build_graph(data) if graph is None else graph
-    reach = item_reach(model, data, k, graph, audience)
+    served = Served.of(model, data, graph)
+    reach = item_reach(served, data, k, audience=audience)
     forgotten = forgotten.to(reach.device)
     shown = reach[forgotten[1].unique()]
 
-    user_emb, item_emb = embed(model, graph)
+    user_emb, item_emb = served.embeddings
     exclude = schema.retained_edge_index(data).to(reach.device)
     users, position = forgotten[0].unique(return_inverse=True)
     lists, _ = topk_items(user_emb, item_emb, users, k, exclude)
@@ -88,7 +87,7 @@ def item_reach(
     r"""Returns the share of the audience that has an item in its list, for all items.
 
     Args:
-        model (torch.nn.Module): The model to look at.
+        model (torch.nn.Module or Served): The model to look at.
         data (HeteroData): The data with the request still marked.
         k (int, optional): Length of the lists. (default: :obj:`20`)
         graph (Any, optional): What the model propagates over; the retained
@@ -100,8 +99,7 @@ def item_reach(
         torch.Tensor: Shares in :math:`[0, 1]`, float64 :math:`(N_{item})`.
     """
     check_choice(audience, 'audience', ('retained', 'all'))
-    graph = model.build_graph(data) if graph is None else graph
-    user_emb, item_emb = embed(model, graph)
+    user_emb, item_emb = Served.of(model, data, graph).embeddings
     device = user_emb.device
     users = torch.arange(user_emb.size(0), device=device)
     request = Request.of(data)

@@ -25,6 +25,7 @@ from torch_geometric.metrics import LinkPredNDCG, LinkPredRecall
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import Request
+from torch_geometric_unlearn.nn.models.served import Served
 from torch_geometric_unlearn.utils.mode import evaluating
 from torch_geometric_unlearn.utils.seed import generator
 from torch_geometric_unlearn.utils.topk import PairIndex, topk_items
@@ -99,7 +100,8 @@ def evaluate_split(
     r"""Ranks a held-out split with the training positives masked.
 
     Args:
-        model (torch.nn.Module): A trained model that meets the model contract.
+        model (torch.nn.Module or Served): A trained model that meets the model
+            contract.
         data (HeteroData): The data; pairs marked as forgotten are neither propagated
             over nor masked.
         split (str, optional): :obj:`'val'` or :obj:`'test'`.
@@ -114,8 +116,7 @@ def evaluate_split(
     Returns:
         dict: :obj:`recall@K` and :obj:`ndcg@K` for every :obj:`K`.
     """
-    graph = model.build_graph(data) if graph is None else graph
-    user_emb, item_emb = embed(model, graph)
+    user_emb, item_emb = Served.of(model, data, graph).embeddings
     exclude = schema.retained_edge_index(data)
     if mask_validation:
         other = schema.held_out(data, 'test' if split == 'val' else 'val')
@@ -151,7 +152,7 @@ def evaluate_request(
     ===================  =================================  ===========================
 
     Args:
-        model (torch.nn.Module): The model to look at.
+        model (torch.nn.Module or Served): The model to look at.
         data (HeteroData): The data with the request still marked.
         graph (Any, optional): What the model propagates over; the retained
             interactions if not given. Pass the graph of the unmarked data to look at
@@ -166,8 +167,7 @@ def evaluate_request(
         this request is left out, but :obj:`forget_*` without a marked pair is NaN.
     """
     schema.validate(data)
-    graph = model.build_graph(data) if graph is None else graph
-    user_emb, item_emb = embed(model, graph)
+    user_emb, item_emb = Served.of(model, data, graph).embeddings
     device = user_emb.device
     exclude = schema.retained_edge_index(data).to(device)
     test = schema.held_out(data, 'test').to(device)

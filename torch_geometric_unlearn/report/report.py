@@ -6,27 +6,29 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import datetime, timezone
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
-from torch_geometric_unlearn.data.request import Request, without_request
+from torch_geometric_unlearn.data.request import Request
+from torch_geometric_unlearn.evaluation import (
+    ORIGINAL,
+    RETRAINED,
+    Comparison,
+    cost_of,
+    model_of,
+)
 from torch_geometric_unlearn.metrics import (
     deleted_share,
-    embed,
-    evaluate_request,
-    exposure,
     exposure_drop,
     exposure_profile,
     item_reach,
-    trade_off,
 )
 from torch_geometric_unlearn.metrics.diagnosis import layer_shift
 from torch_geometric_unlearn.nn.models.base import RecommenderLike
@@ -159,9 +161,13 @@ def build_report(
     limits = check_tolerance(tolerance)
     check_int(k, 'k', 1)
     failures: list[dict[str, str]] = []
-    entries = _entries(result, original, data, retrained, controls or {})
+    entries = _entries(result, original, retrained, controls or {})
+    comparison = None
+    if data is not None:
+        models = {name: entry.value for name, entry in entries.items()}
+        comparison = Comparison(models, data)
     request = _request(result, data, show_ids)
-    table = _table(entries, data, k, seed, failures)
+    table = _table(entries, comparison, k, seed, failures)
     audit = _audits(audits or {}, entries, failures)
     content = {
         'schema_version': SCHEMA_VERSION,
@@ -186,8 +192,8 @@ def build_report(
         'modules': _section('modules', failures, _modules, result, entries),
         'branches': _branches(result),
         'curve': _curve(result),
-        'scores': _section('scores', failures, _scores, entries, data, k, seed),
-        'exposure': _section('exposure', failures, _exposure, entries, table, data, k),
+        'scores': _section('scores', failures, _scores, comparison, k, seed),
+        'exposure': _section('exposure', failures, _exposure, comparison, table, k),
         'audits': audit,
         'settings': dict(settings or {}),
         'sizes': {} if data is None else _sizes(data),
@@ -257,26 +263,15 @@ def request_hash(data: HeteroData) -> str:
 _MIN_UNSEEN = 50
 
 
-@dataclass
-class _Entry:
-    r"""A model of the table."""
+class _Entry(NamedTuple):
+    r"""A model of the table: a result of an unlearner, or a model."""
 
-    name: str
     role: str
-    model: RecommenderLike
-    data: HeteroData | None = None
-    seconds: float = math.nan
-    peak_memory: float = math.nan
+    value: Any
 
-    @cached_property
-    def graph(self) -> Any:
-        r"""What the model propagates over: all interactions for the original, the
-        retained ones for every other model.
-        """
-        data = self.data
-        if self.role == 'original' and data is not None:
-            data = without_request(data)
-        return self.model.build_graph(data)
+    @property
+    def model(self) -> RecommenderLike:
+        return model_of(self.value)
 
 
 _MASKS = {
@@ -290,30 +285,23 @@ _MASKS = {
 def _entries(
     result: UnlearnResult,
     original: RecommenderLike | None,
-    data: HeteroData | None,
     retrained: UnlearnResult | RecommenderLike | None,
     controls: Mapping[str, UnlearnResult | RecommenderLike],
 ) -> dict[str, _Entry]:
-    out: dict[str, _Entry] = {}
-    if original is not None:
-        out['original'] = _Entry('original', 'original', original, data)
-    others: list[tuple[str, str, Any]] = []
-    if retrained is not None:
-        others.append(('retrained', 'retrained', retrained))
-    others += [(name, 'control', value) for name, value in controls.items()]
-    others.append(('unlearned', 'unlearned', result))
-    for name, role, value in others:
-        if name in out:
+    reserved = [ORIGINAL, RETRAINED, 'unlearned']
+    for name in controls:
+        if name in reserved:
             raise ValueError(
                 f"'controls' must not be named 'original', 'retrained' or 'unlearned' "
                 f"(got '{name}')"
             )
-        if hasattr(value, 'peak_memory'):  # A result rather than a model.
-            cost = value.seconds, float(value.peak_memory)
-            out[name] = _Entry(name, role, value.model, data, *cost)
-        else:
-            out[name] = _Entry(name, role, value, data)
-    return out
+    out = {
+        ORIGINAL: _Entry(ORIGINAL, original),
+        RETRAINED: _Entry(RETRAINED, retrained),
+        **{name: _Entry('control', value) for name, value in controls.items()},
+        'unlearned': _Entry('unlearned', result),
+    }
+    return {name: entry for name, entry in out.items() if entry.value is not None}
 
 
 def _request(
@@ -365,53 +353,32 @@ def _subjects(
 
 def _table(
     entries: Mapping[str, _Entry],
-    data: HeteroData | None,
+    comparison: Comparison | None,
     k: int,
     seed: int,
     failures: list[dict[str, str]],
 ) -> dict[str, Any]:
+    measured = [{'method': name, **cost_of(e.value)} for name, e in entries.items()]
+    errors: list[tuple[str, str, str]] = []
+    if comparison is not None:
+        measured = comparison.measure(k=k, seed=seed, errors=errors)
+    failures += [
+        {'where': f'{measure} of {name}', 'reason': reason}
+        for name, measure, reason in errors
+    ]
     rows: list[dict[str, Any]] = []
-    for entry in entries.values():
-        values: dict[str, Any] = {}
-        errors: dict[str, str] = {}
-        measures: dict[str, Callable[[], dict[str, float]]] = {}
-        if data is not None:
-            measures = {
-                'ranking': partial(_ranking, entry, data, k, seed),
-                'exposure': partial(_visibility, entry, data, k),
-            }
-        for name, measure in measures.items():
-            out = _attempt(f'{name} of {entry.name}', measure, failures)
-            if 'error' in out:
-                errors[name] = out['error']
-            else:
-                values |= out
-        values |= {'seconds': entry.seconds, 'peak_memory': entry.peak_memory}
-        rows.append(
-            {'name': entry.name, 'role': entry.role, 'values': values, 'errors': errors}
-        )
-    by_name = {row['name']: row['values'] for row in rows}
-    if {'original', 'retrained'} <= set(by_name):
-        first, second = by_name['original'], by_name['retrained']
-        keys = (f'retain_ndcg@{k}', f'forget_recall@{k}')
-        for values in by_name.values():
-            if all(key in v for key in keys for v in (first, second, values)):
-                values['trade_off'] = trade_off(first, second, values, k)
+    for values in measured:
+        name = str(values.pop('method'))
+        own = {measure: reason for who, measure, reason in errors if who == name}
+        role = entries[name].role
+        rows.append({'name': name, 'role': role, 'values': values, 'errors': own})
     columns = list(dict.fromkeys(key for row in rows for key in row['values']))
-    needed = {'data': data is not None}
+    needed = {'data': comparison is not None}
     needed |= {name: name in entries for name in ('original', 'retrained')}
     needed['controls'] = any(e.role == 'control' for e in entries.values())
     lacking = [name for name, given in needed.items() if not given]
     missing = f'To complete it, pass {_list(lacking)}.' if lacking else ''
     return {'missing': missing, 'columns': columns, 'rows': rows}
-
-
-def _ranking(entry: _Entry, data: HeteroData, k: int, seed: int) -> dict[str, float]:
-    return evaluate_request(entry.model, data, graph=entry.graph, ks=(k,), seed=seed)
-
-
-def _visibility(entry: _Entry, data: HeteroData, k: int) -> dict[str, float]:
-    return exposure(entry.model, data, k, graph=entry.graph)
 
 
 def _modules(result: UnlearnResult, entries: Mapping[str, _Entry]) -> dict[str, Any]:
@@ -499,11 +466,10 @@ def _curve(result: UnlearnResult) -> dict[str, Any]:
     return {'missing': missing, 'k': length, 'points': points}
 
 
-def _scores(
-    entries: Mapping[str, _Entry], data: HeteroData | None, k: int, seed: int
-) -> dict[str, Any]:
-    if data is None:
+def _scores(comparison: Comparison | None, k: int, seed: int) -> dict[str, Any]:
+    if comparison is None:
         return {'missing': _needs('data', 'the data with the request still marked')}
+    data = comparison.data
     forgotten = schema.forgotten_edge_index(data)
     if forgotten.size(1) == 0:
         return {'missing': 'The request marks no interaction.'}
@@ -522,9 +488,8 @@ def _scores(
     sizes = [forgotten.size(1), unseen.size(1)]
     scores: dict[str, tuple[Tensor, ...]] = {}
     for name in ('original', 'retrained', 'unlearned'):
-        if name in entries:
-            entry = entries[name]
-            embeddings = embed(entry.model, entry.graph)
+        if name in comparison.models:
+            embeddings = comparison.serve(name).embeddings
             here = pairs.to(embeddings[0].device)
             _, values = pair_hits(*embeddings, here, here[:, :0], k)
             scores[name] = values.double().cpu().split(sizes)
@@ -561,13 +526,11 @@ def _shares(values: Tensor, edges: Tensor) -> list[float]:
 
 
 def _exposure(
-    entries: Mapping[str, _Entry],
-    table: Mapping[str, Any],
-    data: HeteroData | None,
-    k: int,
+    comparison: Comparison | None, table: Mapping[str, Any], k: int
 ) -> dict[str, Any]:
-    if data is None:
+    if comparison is None:
         return {'missing': _needs('data', 'the data with the request still marked')}
+    data = comparison.data
     key = f'exposure@{k}'
     rows = {row['name']: row['values'] for row in table['rows']}
     out: dict[str, Any] = {
@@ -582,8 +545,9 @@ def _exposure(
         out['missing'] = _needs('original', 'the model before the request')
         return out
     out['drop'] = exposure_drop(rows['original'], rows['unlearned'])
+
     def reach(name: str) -> Tensor:
-        return item_reach(entries[name].model, data, k, entries[name].graph).cpu()
+        return item_reach(comparison.serve(name), data, k).cpu()
 
     before, share = reach('original'), deleted_share(data).cpu()
     out |= exposure_profile(before, reach('unlearned'), share, num_groups=5)

@@ -7,6 +7,7 @@ from .embedding_table import EmbeddingTable
 from .light_gcn import LightGCN, LightGCNGraph
 from .mgcn import MGCN, MGCNGraph
 from .mig_gt import MIGGT, MIGGTGraph
+from .served import Served
 from .shard_ensemble import ShardEnsemble
 from .trainable_rows import LinearRows, TableRows
 
@@ -25,6 +26,7 @@ __all__ = [
     'RecommenderAdapter',
     'RecommenderLike',
     'RowBranch',
+    'Served',
     'ShardEnsemble',
     'Table',
     'TableRows',

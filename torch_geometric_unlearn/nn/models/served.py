@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric.data import HeteroData
+
+from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.data.request import without_request
+from torch_geometric_unlearn.utils.mode import evaluating
+
+from .base import HasBranches, HasContent, RecommenderLike
+
+
+class Served:
+    r"""A model together with what it propagates over, as it serves users: everything
+    that metrics and audits look at, computed once, in evaluation mode, when it is first
+    asked for.
+
+    All of them take it in place of a model, so that several measures of one model cost
+    one forward pass. It is a view of the model as it was then: after its parameters
+    have changed, make another.
+
+    Args:
+        model (torch.nn.Module): The model.
+        graph (Any): The result of :obj:`model.build_graph`.
+
+    Example:
+        >>> served = Served.of(model, ForgetUsers([3])(data))
+        >>> [tuple(emb.size()) for emb in served.embeddings]
+        [(100, 16), (60, 16)]
+    """
+
+    def __init__(self, model: RecommenderLike, graph: Any) -> None:
+        self.model, self.graph = model, graph
+
+    @classmethod
+    def of(
+        cls, model: RecommenderLike | Served, data: HeteroData, graph: Any = None
+    ) -> Served:
+        r"""Returns a model over the interactions of :obj:`data` that are not marked as
+        forgotten, or over :obj:`graph`; what is served already stays as it is.
+
+        Raises:
+            ValueError: If the graph that the model builds holds a forgotten pair, or
+                :obj:`graph` is given although the model is served already.
+        """
+        if isinstance(model, Served):
+            if graph is not None:
+                raise ValueError(
+                    "'graph' must be left out for a served model, which has its own. "
+                    'Pass the model itself to look at it over another graph.'
+                )
+            return model
+        if graph is not None:
+            return cls(model, graph)
+        out = cls(model, model.build_graph(data))
+        out._check(data)
+        return out
+
+    @classmethod
+    def before(cls, model: RecommenderLike | Served, data: HeteroData) -> Served:
+        r"""Returns the original model as it was in service before the request that
+        :obj:`data` marks, over all interactions; what is served already stays.
+        """
+        if isinstance(model, Served):
+            return model
+        return cls(model, model.build_graph(without_request(data)))
+
+    @cached_property
+    def embeddings(self) -> tuple[Tensor, Tensor]:
+        r"""User and item embeddings, :math:`(N_{user}, H)` and :math:`(N_{item}, H)`,
+        without gradients.
+        """
+        with evaluating(self.model), torch.no_grad():
+            user_emb, item_emb = self.model(self.graph)
+        return user_emb.detach(), item_emb.detach()
+
+    @cached_property
+    def branches(self) -> dict[str, tuple[Tensor, Tensor]]:
+        r"""The same by branch, before the fusion; empty if the model shows none."""
+        if not isinstance(self.model, HasBranches):
+            return {}
+        size = self.embeddings[0].size(0)
+        with evaluating(self.model), torch.no_grad():
+            branches = self.model.branch_embeddings(self.graph)
+        return {
+            name: (x[:size].detach(), x[size:].detach()) for name, x in branches.items()
+        }
+
+    @cached_property
+    def content(self) -> dict[str, Tensor]:
+        r"""Item content :math:`(N_{item}, H)` by modality; empty if the model shows
+        none.
+        """
+        if not isinstance(self.model, HasContent):
+            return {}
+        with evaluating(self.model), torch.no_grad():
+            content = self.model.content_embeddings(self.graph)
+        return {name: x.detach() for name, x in content.items()}
+
+    def _check(self, data: HeteroData) -> None:
+        forgotten = schema.forgotten_edge_index(data).cpu()
+        if forgotten.size(1) == 0:
+            return
+        size = schema.num_items(data)
+        known = schema.pair_codes(self.graph.edge_index.cpu(), size)
+        left = int(torch.isin(schema.pair_codes(forgotten, size), known).sum())
+        if left:
+            raise ValueError(
+                f"'build_graph' must leave out the forgotten pairs (got {left} of "
+                f'{forgotten.size(1)} in the graph). Build it from '
+                f"'schema.retained_edge_index(data)'."
+            )
+
+    def __repr__(self) -> str:
+        return f'{self.__class__.__name__}({type(self.model).__name__})'
