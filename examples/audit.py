@@ -22,6 +22,7 @@ from torch_geometric_unlearn.audit import completion, membership
 from torch_geometric_unlearn.datasets import SyntheticMultimodal
 from torch_geometric_unlearn.metrics import closeness
 from torch_geometric_unlearn.nn import MGCN
+from torch_geometric_unlearn.report import write_report
 from torch_geometric_unlearn.train import fit
 from torch_geometric_unlearn.transforms import (
     ForgetInteractions,
@@ -100,7 +101,8 @@ audits['closeness'] = {
 }
 
 # 4. Report.
-content = result.report(
+content = write_report(
+    result,
     args.out,
     original=model,
     data=marked,

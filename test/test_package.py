@@ -5,34 +5,69 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import torch_geometric_unlearn as tgu
 
 PACKAGE = Path(tgu.__file__).parent
+#: Every layer may name those before it, and none after it.
 LAYERS = [
-    {'typing', 'utils', 'ops', 'data'},
-    {'transforms', 'datasets', 'nn'},
-    {'loader', 'metrics'},
-    {'train'},
-    {'unlearn'},
-    {'audit'},
-    {'report', 'testing'},
+    'typing',
+    'utils',
+    'ops',
+    'data',
+    'transforms',
+    'datasets',
+    'nn',
+    'loader',
+    'metrics',
+    'train',
+    'unlearn',
+    'audit',
+    'evaluation',
+    'report',
+    'testing',
 ]
 
 
-def test_imports_run_one_way():
-    level = {name: place for place, names in enumerate(LAYERS) for name in names}
-    for path in PACKAGE.rglob('*.py'):
-        part = path.relative_to(PACKAGE).parts[0].removesuffix('.py')
-        if part == '__init__':
+def layer_of(path):
+    parts = path.relative_to(PACKAGE).parts
+    return parts[0].removesuffix('.py')
+
+
+def imported_layers(path):
+    r"""What a module imports from the package, at its top or anywhere below."""
+    depth = len(path.relative_to(PACKAGE).parts)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [node.module]
+            if node.module == PACKAGE.name:
+                names = [f'{PACKAGE.name}.{alias.name}' for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level >= depth:
+            names = [f'{PACKAGE.name}.{node.module or node.names[0].name}']
+        else:
             continue
-        # What a function imports when it runs (a result its report) is not needed.
-        for node in ast.parse(path.read_text()).body:
-            if not isinstance(node, ast.ImportFrom) or node.level > 0:
-                continue
-            names = (node.module or '').split('.')
-            if names[0] != 'torch_geometric_unlearn' or len(names) == 1:
-                continue
-            assert level[names[1]] <= level[part], f'{path.name} imports {node.module}'
+        for name in names:
+            first, _, rest = name.partition('.')
+            if first == PACKAGE.name and not rest.startswith('__'):
+                yield rest.partition('.')[0]
+
+
+@pytest.mark.parametrize('layer', LAYERS)
+def test_a_layer_names_none_after_it(layer):
+    paths = [p for p in PACKAGE.rglob('*.py') if layer_of(p) == layer]
+    assert paths
+    allowed = set(LAYERS[: LAYERS.index(layer) + 1])
+    for path in paths:
+        above = set(imported_layers(path)) - allowed
+        assert not above, f'{path.relative_to(PACKAGE)} imports {sorted(above)}'
+
+
+def test_every_module_has_a_layer():
+    found = {layer_of(path) for path in PACKAGE.rglob('*.py')} - {'__init__'}
+    assert found == set(LAYERS)
 
 
 BLOCKED = '''

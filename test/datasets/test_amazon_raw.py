@@ -3,12 +3,12 @@ from __future__ import annotations
 import gzip
 import json
 import os.path as osp
+import sys
 
 import numpy as np
 import pytest
 import torch
 
-from torch_geometric_unlearn.datasets import _text_features
 from torch_geometric_unlearn.datasets._amazon_raw import (
     k_core,
     read_image_features,
@@ -229,7 +229,8 @@ def test_encoder_name():
 
 @pytest.mark.parametrize('encoder', ['tfidf', 'all-MiniLM-L6-v2'])
 def test_missing_package(encoder, monkeypatch):
-    monkeypatch.setattr(_text_features, 'find_spec', lambda name: None)
+    for name in ('sklearn', 'sentence_transformers'):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(
         ImportError, match=r'pip install "torch_geometric_unlearn\[text'
     ):

@@ -317,15 +317,18 @@ def test_strings_are_escaped(full):
 
 def test_files_are_written_and_the_page_follows_from_the_json(full, tmp_path):
     for name in ('a/report', 'b/report.html', 'c/report.json', 'd/v1.2'):
-        json_path, html_path = write_report(full, tmp_path / name)
-        assert json_path.suffix == '.json'
-        assert html_path.suffix == '.html'
-        content = json.loads(json_path.read_text())
+        assert write_report(full, tmp_path / name) == full
+        base = tmp_path / name.removesuffix('.html').removesuffix('.json')
+        content = json.loads((base.parent / f'{base.name}.json').read_text())
         assert content == full
-        assert html_path.read_text(encoding='utf-8') == render_html(content)
+        page = (base.parent / f'{base.name}.html').read_text(encoding='utf-8')
+        assert page == render_html(content)
     assert (tmp_path / 'd' / 'v1.2.html').exists()
     with pytest.raises(ValueError, match=r"schema_version 1 \(got 2\)"):
         write_report({'schema_version': 2}, tmp_path / 'e')
+    with pytest.raises(ValueError, match=r"no more arguments \(got \['data'\]\)"):
+        write_report(full, tmp_path / 'e', data=None)
+    assert not (tmp_path / 'e.json').exists()
 
 
 def test_nan_is_not_available(inputs):
@@ -354,7 +357,7 @@ def test_arguments_are_checked(inputs):
 
 def test_result_reports(inputs, tmp_path):
     rest = {key: value for key, value in inputs.items() if key != 'result'}
-    content = inputs['result'].report(tmp_path / 'out.html', **rest)
+    content = write_report(inputs['result'], tmp_path / 'out.html', **rest)
     assert content['failures'] == []
     assert {p.name for p in tmp_path.iterdir()} == {'out.html', 'out.json'}
     empty = TRU()(inputs['original'], DropForgotten()(inputs['data']))
@@ -370,4 +373,4 @@ def test_says_why_nothing_was_reversed(inputs):
         assert 'nothing was reversed' in content[section]['missing']
     other = replace(result, history=[{'epoch': 0, 'seconds': 0.1}])
     content = build_report(other, original=inputs['original'], data=inputs['data'])
-    assert 'only TRU with scaling' in content['branches']['missing']
+    assert 'the method scales none' in content['branches']['missing']

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from torch_geometric_unlearn.utils.check import check_choice
+from torch_geometric_unlearn.utils.optional import import_optional
 from torch_geometric_unlearn.utils.seed import generator
 
 from ._features import DESCENDING, MAIN, NEUTRAL
@@ -98,13 +99,7 @@ def require_sklearn() -> None:
     Raises:
         ImportError: With the command that installs it.
     """
-    try:
-        import sklearn  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            "The membership audit needs 'scikit-learn'. Install it with "
-            '\'pip install "torch_geometric_unlearn[audit]"\'.'
-        ) from error
+    import_optional('sklearn', 'The membership audit', 'audit')
 
 
 def check_classifiers(classifiers: Sequence[str]) -> tuple[str, ...]:

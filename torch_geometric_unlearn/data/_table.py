@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from torch_geometric_unlearn.utils.optional import import_optional
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,18 +21,8 @@ ItemFeatures = Union['pd.DataFrame', Mapping[Any, Any], np.ndarray, Tensor]
 SPLITS = {'train': 0, 'val': 1, 'test': 2, 'control': 3, 0: 0, 1: 1, 2: 2, 3: 3}
 
 
-def import_optional(name: str, feature: str) -> Any:
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise ImportError(
-            f"{feature} needs '{name}'. Install it with "
-            f'\'pip install "torch_geometric_unlearn[frame]"\'.'
-        ) from error
-
-
 def import_pandas() -> Any:
-    return import_optional('pandas', 'Converting from and to tables')
+    return import_optional('pandas', 'Converting from and to tables', 'frame')
 
 
 def some(values: Iterable[Any], limit: int = 5) -> str:

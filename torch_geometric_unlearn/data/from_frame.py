@@ -202,7 +202,7 @@ def from_parquet(
         **kwargs (optional): Arguments of :meth:`from_frame`.
     """
     pd = import_pandas()
-    import_optional('pyarrow', 'Reading Parquet files')
+    import_optional('pyarrow', 'Reading Parquet files', 'frame')
     return from_frame(pd.read_parquet(path, **(read_options or {})), **kwargs)
 
 

@@ -3,12 +3,13 @@ r"""Encoders of item texts: a sentence encoder, TF-IDF, or the caller's own."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from torch_geometric_unlearn.utils.optional import import_optional
 
 TextEncoder = str | Callable[[list[str]], Any]
 
@@ -50,17 +51,9 @@ def check_installed(encoder: TextEncoder) -> None:
     r"""Raises an :class:`ImportError` if the package of :obj:`encoder` is missing."""
     if not isinstance(encoder, str):
         return
-    if encoder == 'tfidf':
-        package, feature = 'sklearn', "text_encoder='tfidf' needs scikit-learn"
-    else:
-        package = 'sentence_transformers'
-        feature = f"text_encoder='{encoder}' needs sentence-transformers"
-    if find_spec(package) is None:
-        raise ImportError(
-            f'{feature}. Install it with '
-            f'`pip install "torch_geometric_unlearn[text]"`, pass another encoder, or '
-            f"leave the text out with modalities=('image',)."
-        )
+    package = 'sklearn' if encoder == 'tfidf' else 'sentence_transformers'
+    instead = ", pass another encoder, or leave the text out with modalities=('image',)"
+    import_optional(package, f"text_encoder='{encoder}'", 'text', instead)
 
 
 def encode_texts(

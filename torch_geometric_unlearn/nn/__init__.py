@@ -9,6 +9,7 @@ from .conv import (
 from .models import (
     MGCN,
     MIGGT,
+    CertifiedHead,
     DeletionOperators,
     EmbeddingTable,
     LightGCN,
@@ -24,6 +25,7 @@ from .models import (
 __all__ = [
     'MGCN',
     'MIGGT',
+    'CertifiedHead',
     'DeletionOperators',
     'EmbeddingTable',
     'LayerMeanConv',

@@ -206,42 +206,60 @@ def build_report(
 
 
 def write_report(
-    content: Mapping[str, Any], path: str | os.PathLike[str]
-) -> tuple[Path, Path]:
-    r"""Writes a report as JSON and as one page of HTML that loads nothing else.
+    result: UnlearnResult | Mapping[str, Any],
+    path: str | os.PathLike[str],
+    **kwargs: Any,
+) -> dict[str, Any]:
+    r"""Writes what is known of a request as JSON and as one page of HTML, which loads
+    nothing else.
 
     Args:
-        content (dict): Result of :meth:`build_report`.
+        result (UnlearnResult or dict): What the unlearner returned, or the result of
+            :meth:`build_report`, perhaps read back from a JSON file.
         path (str or Path): Where to write, with or without :obj:`.html` or
             :obj:`.json`; both files share the rest of the name.
+        **kwargs (optional): What there is to compare with, as for
+            :meth:`build_report`. A section that lacks its input says so.
 
     Returns:
-        (Path, Path): The JSON file and the page.
+        dict: The content of the JSON file. A run whose :obj:`failures` is not empty
+        should not count as a success.
 
     Raises:
         OSError: If a file can't be written.
-        ValueError: If :obj:`content` is of another version.
+        ValueError: If the content is of another version, or comes with arguments for
+            another one.
 
     Example:
-        >>> result = EdgeDrop()(model, ForgetUsers([3])(data))
-        >>> [path.name for path in write_report(build_report(result), 'report')]
-        ['report.json', 'report.html']
+        >>> marked = ForgetUsers([3])(data)
+        >>> result = EdgeDrop()(model, marked)
+        >>> content = write_report(result, 'report', original=model, data=marked)
+        >>> content['method']['name'], content['failures']
+        ('EdgeDrop', [])
     """
+    if isinstance(result, Mapping):
+        if kwargs:
+            raise ValueError(
+                f'A report that is built already takes no more arguments (got '
+                f"{sorted(kwargs)}). Pass them to 'build_report'."
+            )
+        content = dict(result)
+    else:
+        content = build_report(result, **kwargs)
     if content.get('schema_version') != SCHEMA_VERSION:
         raise ValueError(
-            f"'content' must have schema_version {SCHEMA_VERSION} (got "
+            f"'result' must have schema_version {SCHEMA_VERSION} (got "
             f"{content.get('schema_version')!r}). Build it with 'build_report'."
         )
     base = Path(path)
     if base.suffix in ('.html', '.json'):
         base = base.with_suffix('')
-    json_path = base.with_name(base.name + '.json')
     html_path = base.with_name(base.name + '.html')
     page = render_html(content)
-    save_json(json_path, dict(content))
+    save_json(base.with_name(base.name + '.json'), content)
     make_folder(os.path.dirname(os.fspath(html_path)) or '.')
     atomic_save(lambda file: file.write(page.encode()), html_path)
-    return json_path, html_path
+    return content
 
 
 def request_hash(data: HeteroData) -> str:
@@ -403,7 +421,7 @@ def _modules(result: UnlearnResult, entries: Mapping[str, _Entry]) -> dict[str, 
     else:
         lacking.append("how far the modules moved (pass 'original')")
     if not logged:
-        why = 'the method logs none; TRU with isolation does'
+        why = 'the method logs none'
         lacking.append(f'sensitivity and mask ({_unreversed(result) or why})')
     for name, row in rows.items():
         row['sensitivity'], row['mask'] = sensitivity.get(name), mask.get(name)
@@ -429,7 +447,7 @@ def _unreversed(result: UnlearnResult) -> str:
 def _branches(result: UnlearnResult) -> dict[str, Any]:
     rows = [row for row in result.history if row.get('alpha')]
     if not rows:
-        why = 'only TRU with scaling has any'
+        why = 'the method scales none'
         missing = f'There are no branch scales: {_unreversed(result) or why}.'
         return {'missing': missing, 'epochs': [], 'scales': {}}
     names = dict.fromkeys(name for row in rows for name in row['alpha'])

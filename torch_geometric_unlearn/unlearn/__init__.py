@@ -1,7 +1,6 @@
 r"""Unlearning methods."""
 
 from .base import Unlearner, UnlearnResult
-from .certified_head import CertifiedHead
 from .cova import COVA
 from .edge_drop import EdgeDrop
 from .fine_tune import FineTune
@@ -20,7 +19,6 @@ from .ultrare import UltraRE
 __all__ = [
     'COVA',
     'TRU',
-    'CertifiedHead',
     'EdgeDrop',
     'FineTune',
     'GNNDelete',

@@ -2,13 +2,13 @@ r"""Groups of equal size by optimal transport, the first stage of UltraRE."""
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from torch_geometric_unlearn.utils.check import check_choice, check_int
+from torch_geometric_unlearn.utils.optional import import_optional
 from torch_geometric_unlearn.utils.seed import generator
 
 SOLVERS = ('exact', 'sinkhorn')
@@ -159,11 +159,5 @@ def round_plan(plan: Tensor, sizes: Tensor) -> Tensor:
 
 
 def _import_pot() -> Any:
-    try:
-        return import_module('ot')
-    except ImportError as error:
-        raise ImportError(
-            "Grouping users by optimal transport needs 'ot'. Install it with "
-            '\'pip install "torch_geometric_unlearn[ot]"\', or use '
-            "grouping='random'."
-        ) from error
+    what = 'Grouping users by optimal transport'
+    return import_optional('ot', what, 'ot', ", or use grouping='random'")

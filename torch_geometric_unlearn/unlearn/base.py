@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,7 +24,8 @@ _CONTRACT = ('build_graph', 'forward', 'loss', 'branches', 'tables')
 
 @dataclass
 class UnlearnResult:
-    r"""What an unlearner returns; it feeds the next request.
+    r"""What an unlearner returns; it feeds the next request, and
+    :meth:`write_report <torch_geometric_unlearn.report.report.write_report>`.
 
     Attributes:
         model (torch.nn.Module): The unlearned model.
@@ -53,37 +53,6 @@ class UnlearnResult:
     shift: dict[str, float] = field(default_factory=dict)
     exact: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
-
-    def report(self, path: str | os.PathLike[str], **kwargs: Any) -> dict[str, Any]:
-        r"""Writes what is known of the request as JSON and as one page of HTML, which
-        loads nothing else.
-
-        Args:
-            path (str or Path): Where to write, with or without :obj:`.html`.
-            **kwargs (optional): What there is to compare with; see
-                :meth:`~torch_geometric_unlearn.report.report.build_report`. A section
-                that lacks its input says so.
-
-        Returns:
-            dict: The content of the JSON file. A run whose :obj:`failures` is not empty
-            should not count as a success.
-
-        Raises:
-            OSError: If a file can't be written.
-
-        Example:
-            >>> marked = ForgetUsers([3])(data)
-            >>> result = EdgeDrop()(model, marked)
-            >>> content = result.report('report.html', original=model, data=marked)
-            >>> content['method']['name'], content['failures']
-            ('EdgeDrop', [])
-        """
-        # Not above: what reports on unlearning may not be needed to unlearn.
-        from torch_geometric_unlearn.report.report import build_report, write_report
-
-        content = build_report(self, **kwargs)
-        write_report(content, path)
-        return content
 
     def __repr__(self) -> str:
         touched = sum(share > 0 for share in self.touched.values())

@@ -38,7 +38,7 @@ class ScaleGUN(Unlearner):
     recommender trained end to end by BPR has trainable inputs, bilinear scores and no
     stationary point, and was trained without noise. This is an influence-type step that
     accounts for the change of the graph; write *ScaleGUN-style* in tables.
-    :class:`~torch_geometric_unlearn.unlearn.CertifiedHead` is the part whose claim
+    :class:`~torch_geometric_unlearn.nn.CertifiedHead` is the part whose claim
     holds, and :class:`~torch_geometric_unlearn.ops.LazyPropagation` the paper's local
     propagation.
 

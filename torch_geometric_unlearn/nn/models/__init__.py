@@ -2,6 +2,7 @@ r"""Recommender models."""
 
 from .adapter import InteractionGraph, RecommenderAdapter
 from .base import Recommender, RecommenderLike, RowBranch, Table, Triplets
+from .certified_head import CertifiedHead
 from .deletion_operators import DeletionOperators
 from .embedding_table import EmbeddingTable
 from .light_gcn import LightGCN, LightGCNGraph
@@ -14,6 +15,7 @@ from .trainable_rows import LinearRows, TableRows
 __all__ = [
     'MGCN',
     'MIGGT',
+    'CertifiedHead',
     'DeletionOperators',
     'EmbeddingTable',
     'InteractionGraph',

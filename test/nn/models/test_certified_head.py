@@ -7,6 +7,7 @@ from sklearn.linear_model import LogisticRegression
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.metrics import evaluate_split
+from torch_geometric_unlearn.nn import CertifiedHead
 from torch_geometric_unlearn.testing._snapshot import assert_same, snapshot
 from torch_geometric_unlearn.transforms import (
     DropForgotten,
@@ -14,7 +15,6 @@ from torch_geometric_unlearn.transforms import (
     ForgetItems,
     ForgetUsers,
 )
-from torch_geometric_unlearn.unlearn import CertifiedHead
 
 
 def examples(head, data, user, item_emb):
