@@ -24,12 +24,10 @@ from common import (
     training_graph,
 )
 
-from torch_geometric_unlearn.ops import (
-    LazyPropagation,
-    bipartite_operators,
-    layer_mean,
-    layer_mean_weights,
-)
+from torch_geometric_unlearn.ops import LazyPropagation
+from torch_geometric_unlearn.ops.lazy_propagation import layer_mean_weights
+from torch_geometric_unlearn.ops.sparse_operator import bipartite_operators
+from torch_geometric_unlearn.ops.spmm import layer_mean
 from torch_geometric_unlearn.utils.seed import generator
 
 parser = argparse.ArgumentParser(allow_abbrev=False)

@@ -22,14 +22,9 @@ from common import (
 from torch_geometric import EdgeIndex
 from torch_geometric.nn import LGConv
 
-from torch_geometric_unlearn.ops import (
-    backend,
-    backends,
-    bipartite_operators,
-    spmm,
-    use_backend,
-)
+from torch_geometric_unlearn.ops import backend, backends, spmm, use_backend
 from torch_geometric_unlearn.ops._reference import dense_spmm
+from torch_geometric_unlearn.ops.sparse_operator import bipartite_operators
 
 parser = argparse.ArgumentParser(allow_abbrev=False)
 parser.add_argument('--factor', type=int, default=1, help='size against Baby')

@@ -16,7 +16,8 @@ import torch
 from common import finish
 
 from torch_geometric_unlearn.nn.functional import bpr_loss
-from torch_geometric_unlearn.ops import bipartite_operators, layer_mean
+from torch_geometric_unlearn.ops.sparse_operator import bipartite_operators
+from torch_geometric_unlearn.ops.spmm import layer_mean
 from torch_geometric_unlearn.utils import ResourceMeter
 
 parser = argparse.ArgumentParser(allow_abbrev=False)

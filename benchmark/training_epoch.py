@@ -25,7 +25,8 @@ from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.loader import TripletLoader
 from torch_geometric_unlearn.nn import MGCN
 from torch_geometric_unlearn.nn.functional import bpr_loss
-from torch_geometric_unlearn.ops import bipartite_operators, spmm
+from torch_geometric_unlearn.ops import spmm
+from torch_geometric_unlearn.ops.sparse_operator import bipartite_operators
 
 parser = argparse.ArgumentParser(allow_abbrev=False)
 parser.add_argument('--image-channels', type=int, default=384)

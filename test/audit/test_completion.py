@@ -3,13 +3,12 @@ import math
 import pytest
 import torch
 
-from torch_geometric_unlearn.audit import (
-    compare_completion,
-    completion,
+from torch_geometric_unlearn.audit import compare_completion, completion, hold_out_users
+from torch_geometric_unlearn.audit.completion import (
+    NUM_STRATA,
+    _shares,
     completion_yardstick,
-    hold_out_users,
 )
-from torch_geometric_unlearn.audit.completion import NUM_STRATA, _shares
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.datasets import SyntheticMultimodal
 from torch_geometric_unlearn.nn import EmbeddingTable, LightGCN

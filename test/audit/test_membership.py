@@ -5,13 +5,8 @@ import math
 import pytest
 import torch
 
-from torch_geometric_unlearn.audit import (
-    compare_membership,
-    hold_out_users,
-    membership,
-    self_check,
-)
-from torch_geometric_unlearn.audit.membership import CLASSIFIERS, _Audit
+from torch_geometric_unlearn.audit import compare_membership, hold_out_users, membership
+from torch_geometric_unlearn.audit.membership import CLASSIFIERS, _Audit, self_check
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.datasets import SyntheticMultimodal
 from torch_geometric_unlearn.nn import EmbeddingTable

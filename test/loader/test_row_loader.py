@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from torch_geometric_unlearn.data import schema
-from torch_geometric_unlearn.loader import RowLoader, TripletLoader
+from torch_geometric_unlearn.loader import TripletLoader
+from torch_geometric_unlearn.loader.row_loader import RowLoader
 
 USERS, ITEMS = torch.tensor([3, 17, 40]), torch.tensor([2, 5, 9])
 NONE = torch.empty(0, dtype=torch.int64)

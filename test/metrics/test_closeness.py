@@ -7,16 +7,14 @@ from scipy.spatial.distance import jensenshannon
 from sklearn.metrics import jaccard_score
 
 from torch_geometric_unlearn.data import schema
-from torch_geometric_unlearn.metrics import (
-    closeness,
-    embed,
+from torch_geometric_unlearn.metrics import closeness, embed, parameter_shift
+from torch_geometric_unlearn.metrics._similarity import (
     jaccard_at_k,
     jensen_shannon,
     kendall_tau_top,
     ks_statistic,
     linear_cka,
     overlap_at_k,
-    parameter_shift,
     rank_biased_overlap,
 )
 from torch_geometric_unlearn.nn import MGCN

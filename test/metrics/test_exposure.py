@@ -4,10 +4,9 @@ import pytest
 import torch
 
 from torch_geometric_unlearn.data import schema
-from torch_geometric_unlearn.metrics import (
+from torch_geometric_unlearn.metrics import embed, exposure
+from torch_geometric_unlearn.metrics.exposure import (
     deleted_share,
-    embed,
-    exposure,
     exposure_drop,
     exposure_profile,
     item_reach,

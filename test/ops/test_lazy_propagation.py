@@ -6,11 +6,13 @@ from torch_geometric.testing import withCUDA
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.nn.conv import LayerMeanConv, MarkovDiffusionConv
-from torch_geometric_unlearn.ops import (
-    LazyPropagation,
-    bipartite_operators,
+from torch_geometric_unlearn.ops import LazyPropagation
+from torch_geometric_unlearn.ops.lazy_propagation import (
     layer_mean_weights,
     personalized_pagerank_weights,
+)
+from torch_geometric_unlearn.ops.sparse_operator import (
+    bipartite_operators,
     self_loop_operator,
 )
 

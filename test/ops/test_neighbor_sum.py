@@ -2,7 +2,11 @@ import pytest
 import torch
 from torch_geometric.testing import onlyLinux, withCUDA
 
-from torch_geometric_unlearn.ops import Neighbors, neighbor_dot, neighbor_sum
+from torch_geometric_unlearn.ops.neighbor_sum import (
+    Neighbors,
+    neighbor_dot,
+    neighbor_sum,
+)
 
 # Number of nodes, neighbours per node, sources, and which of these are drawn.
 SHAPES = {

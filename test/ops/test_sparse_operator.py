@@ -4,11 +4,10 @@ from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.testing import withCUDA
 
 from torch_geometric_unlearn.data import schema
-from torch_geometric_unlearn.ops import (
-    SparseOperator,
+from torch_geometric_unlearn.ops import SparseOperator, spmm
+from torch_geometric_unlearn.ops.sparse_operator import (
     bipartite_operators,
     self_loop_operator,
-    spmm,
     target_degree_operator,
 )
 

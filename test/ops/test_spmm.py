@@ -6,13 +6,12 @@ from torch_geometric_unlearn.ops import (
     SparseOperator,
     backend,
     backends,
-    diffuse,
-    layer_mean,
-    self_loop_operator,
     spmm,
     use_backend,
 )
 from torch_geometric_unlearn.ops._reference import dense_spmm
+from torch_geometric_unlearn.ops.sparse_operator import self_loop_operator
+from torch_geometric_unlearn.ops.spmm import diffuse, layer_mean
 
 
 def make_edges(num_edges, num_source, num_target, seed=0):

@@ -3,11 +3,8 @@ import torch
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.nn import MGCN
-from torch_geometric_unlearn.testing import (
-    check_model,
-    check_transform,
-    check_unlearner,
-)
+from torch_geometric_unlearn.testing import check_model, check_unlearner
+from torch_geometric_unlearn.testing.check_transform import check_transform
 from torch_geometric_unlearn.transforms import (
     DropForgotten,
     ForgetInteractions,

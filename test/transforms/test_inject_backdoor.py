@@ -6,8 +6,8 @@ from torch_geometric.transforms import ToUndirected
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.datasets import SyntheticMultimodal
-from torch_geometric_unlearn.testing import check_transform
 from torch_geometric_unlearn.testing._snapshot import assert_same, snapshot
+from torch_geometric_unlearn.testing.check_transform import check_transform
 from torch_geometric_unlearn.transforms import (
     DropForgotten,
     ForgetInteractions,

@@ -13,8 +13,8 @@ from torch_geometric_unlearn.transforms import (
     DropForgotten,
     ForgetUsers,
     SplitInteractions,
-    split_per_user,
 )
+from torch_geometric_unlearn.transforms.split_interactions import split_per_user
 
 EDGE, REV = schema.EDGE_TYPE, schema.REV_EDGE_TYPE
 

@@ -7,7 +7,8 @@ from torch_geometric.nn import LightGCN
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.datasets import SyntheticMultimodal
 from torch_geometric_unlearn.metrics import embed
-from torch_geometric_unlearn.nn import DeletionOperators, RecommenderAdapter
+from torch_geometric_unlearn.nn import RecommenderAdapter
+from torch_geometric_unlearn.nn.models import DeletionOperators
 from torch_geometric_unlearn.testing import check_unlearner
 from torch_geometric_unlearn.train import fit
 from torch_geometric_unlearn.transforms import (

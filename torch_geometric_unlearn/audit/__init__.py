@@ -1,17 +1,11 @@
 r"""Audits: what an attacker can still tell from a model."""
 
-from ._attack import MembershipResult
 from .backdoor import (
-    BackdoorResult,
     backdoor,
-    backdoor_summary,
-    backdoor_table,
 )
 from .completion import (
-    CompletionResult,
     compare_completion,
     completion,
-    completion_yardstick,
 )
 from .exchangeability import exchangeability
 from .likelihood_ratio import likelihood_ratio
@@ -20,16 +14,10 @@ from .relearn import relearn_time
 from .shadow import shadow
 
 __all__ = [
-    'BackdoorResult',
-    'CompletionResult',
-    'MembershipResult',
     'backdoor',
-    'backdoor_summary',
-    'backdoor_table',
     'compare_completion',
     'compare_membership',
     'completion',
-    'completion_yardstick',
     'exchangeability',
     'hold_out_users',
     'likelihood_ratio',

@@ -46,7 +46,7 @@ class SyntheticMultimodal(InMemoryDataset):
     modality shows another part of :math:`\mathbf{z}_i`, disturbed by noise and mixed
     linearly, in three quarters of its columns; the others are noise only. So neither
     modality nor the interactions alone tell the whole taste. Interactions
-    are split by :func:`~torch_geometric_unlearn.transforms.split_per_user`.
+    are split as by :class:`~torch_geometric_unlearn.transforms.SplitInteractions`.
 
     .. list-table::
         :header-rows: 1

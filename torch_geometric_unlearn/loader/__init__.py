@@ -1,6 +1,5 @@
 r"""Batches of training triplets."""
 
-from .row_loader import RowLoader
 from .triplet_loader import TripletLoader
 
-__all__ = ['RowLoader', 'TripletLoader']
+__all__ = ['TripletLoader']

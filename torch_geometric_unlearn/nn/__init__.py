@@ -1,16 +1,9 @@
 r"""Layers, losses and models."""
 
-from .conv import (
-    LayerMeanConv,
-    LightConv,
-    MarkovDiffusionConv,
-    SampledAttentionConv,
-)
 from .models import (
     MGCN,
     MIGGT,
     CertifiedHead,
-    DeletionOperators,
     EmbeddingTable,
     LightGCN,
     Recommender,
@@ -26,16 +19,11 @@ __all__ = [
     'MGCN',
     'MIGGT',
     'CertifiedHead',
-    'DeletionOperators',
     'EmbeddingTable',
-    'LayerMeanConv',
-    'LightConv',
     'LightGCN',
-    'MarkovDiffusionConv',
     'Recommender',
     'RecommenderAdapter',
     'RecommenderLike',
-    'SampledAttentionConv',
     'Served',
     'ShardEnsemble',
     'Table',

@@ -24,13 +24,13 @@ from torch_geometric_unlearn.evaluation import (
     cost_of,
     model_of,
 )
-from torch_geometric_unlearn.metrics import (
+from torch_geometric_unlearn.metrics.diagnosis import layer_shift
+from torch_geometric_unlearn.metrics.exposure import (
     deleted_share,
     exposure_drop,
     exposure_profile,
     item_reach,
 )
-from torch_geometric_unlearn.metrics.diagnosis import layer_shift
 from torch_geometric_unlearn.nn.models.base import RecommenderLike
 from torch_geometric_unlearn.unlearn.selection import popularity_matched_pairs
 from torch_geometric_unlearn.utils.check import check_int

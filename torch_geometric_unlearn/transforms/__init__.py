@@ -6,7 +6,7 @@ from .forget_items import ForgetItems
 from .forget_users import ForgetUsers
 from .inject_backdoor import InjectBackdoor
 from .item_knn_graph import ItemKNNGraph
-from .split_interactions import SplitInteractions, split_per_user
+from .split_interactions import SplitInteractions
 
 __all__ = [
     'DropForgotten',
@@ -16,5 +16,4 @@ __all__ = [
     'InjectBackdoor',
     'ItemKNNGraph',
     'SplitInteractions',
-    'split_per_user',
 ]

@@ -14,7 +14,7 @@ from torch_geometric.data import HeteroData
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.loader import TripletLoader
 from torch_geometric_unlearn.nn.models.base import RecommenderLike, named_tables
-from torch_geometric_unlearn.ops import Neighbors, neighbor_dot
+from torch_geometric_unlearn.ops.neighbor_sum import Neighbors, neighbor_dot
 
 #: Maps a flat vector of parameters to another one.
 Product = Callable[[Tensor], Tensor]

@@ -12,7 +12,7 @@ from torch_geometric.data import HeteroData
 from tqdm.auto import tqdm
 
 from torch_geometric_unlearn.data import schema
-from torch_geometric_unlearn.loader import RowLoader
+from torch_geometric_unlearn.loader.row_loader import RowLoader
 from torch_geometric_unlearn.metrics import embed, ranking_metrics
 from torch_geometric_unlearn.nn.models import LinearRows, TableRows, Triplets
 from torch_geometric_unlearn.nn.models.base import HasRowBranches, RecommenderLike
@@ -78,12 +78,11 @@ class PartialRetrain(Unlearner):
     of the users or items.
 
     Then Adam trains these rows on the triplets of a training epoch that touch them
-    (:class:`~torch_geometric_unlearn.loader.RowLoader`), in batches of half of
-    :obj:`batch_size`, with a learning rate that falls from five times to twice
-    :obj:`lr`, and goes on at the latter while an epoch still lifts the NDCG on the
-    validation pairs of these rows by more than 1 %. Rows without a retained pair stay
-    as drawn, as in a retrained model. Other rows, and what all nodes share, are left
-    bit-identical.
+    (:obj:`loader.row_loader.RowLoader`), in batches of half of :obj:`batch_size`, with
+    a learning rate that falls from five times to twice :obj:`lr`, and goes on at the
+    latter while an epoch still lifts the NDCG on the validation pairs of these rows by
+    more than 1 %. Rows without a retained pair stay as drawn, as in a retrained model.
+    Other rows, and what all nodes share, are left bit-identical.
 
     There is nothing to aim at, to reverse or to stop by: a request of one pair is
     served like one of 5 %, and a request after another starts from fresh rows. It is

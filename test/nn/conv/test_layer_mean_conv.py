@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from torch_geometric_unlearn.nn import LayerMeanConv
-from torch_geometric_unlearn.ops import bipartite_operators
+from torch_geometric_unlearn.nn.conv import LayerMeanConv
+from torch_geometric_unlearn.ops.sparse_operator import bipartite_operators
 
 
 @pytest.mark.parametrize('num_layers', [0, 1, 3])

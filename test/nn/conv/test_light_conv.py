@@ -5,7 +5,7 @@ from torch_geometric.explain.algorithm.utils import clear_masks, set_masks
 from torch_geometric.nn import LGConv, MessagePassing
 from torch_geometric.testing import onlyLinux, withPackage
 
-from torch_geometric_unlearn.nn import LightConv
+from torch_geometric_unlearn.nn.conv import LightConv
 from torch_geometric_unlearn.ops import SparseOperator
 
 

@@ -4,8 +4,13 @@ from torch_geometric.explain.algorithm.utils import clear_masks, set_masks
 from torch_geometric.nn import APPNP
 from torch_geometric.testing import onlyLinux, withCUDA
 
-from torch_geometric_unlearn.nn import LayerMeanConv, LightConv, MarkovDiffusionConv
-from torch_geometric_unlearn.ops import SparseOperator, self_loop_operator
+from torch_geometric_unlearn.nn.conv import (
+    LayerMeanConv,
+    LightConv,
+    MarkovDiffusionConv,
+)
+from torch_geometric_unlearn.ops import SparseOperator
+from torch_geometric_unlearn.ops.sparse_operator import self_loop_operator
 
 
 def make_graph():

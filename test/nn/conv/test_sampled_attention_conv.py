@@ -4,7 +4,7 @@ from torch_geometric.explain.algorithm.utils import clear_masks, set_masks
 from torch_geometric.nn import MessagePassing
 from torch_geometric.testing import onlyLinux, withCUDA
 
-from torch_geometric_unlearn.nn import SampledAttentionConv
+from torch_geometric_unlearn.nn.conv import SampledAttentionConv
 
 
 def make(num_nodes=11, num_samples=4, channels=5, **kwargs):

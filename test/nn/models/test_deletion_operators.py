@@ -5,11 +5,8 @@ import torch
 from torch_geometric.nn import LightGCN
 
 from torch_geometric_unlearn.metrics import embed
-from torch_geometric_unlearn.nn import (
-    DeletionOperators,
-    RecommenderAdapter,
-    Triplets,
-)
+from torch_geometric_unlearn.nn import RecommenderAdapter, Triplets
+from torch_geometric_unlearn.nn.models import DeletionOperators
 from torch_geometric_unlearn.testing import check_model
 from torch_geometric_unlearn.train import fit
 

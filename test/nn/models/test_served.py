@@ -10,8 +10,8 @@ from torch_geometric_unlearn.metrics import (
     evaluate_request,
     evaluate_split,
     exposure,
-    item_reach,
 )
+from torch_geometric_unlearn.metrics.exposure import item_reach
 from torch_geometric_unlearn.nn import EmbeddingTable, LightGCN, Served
 from torch_geometric_unlearn.transforms import ForgetUsers
 

@@ -3,7 +3,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch_geometric.typing import Adj, OptTensor, Size
 
-from torch_geometric_unlearn.ops import SparseOperator, layer_mean
+from torch_geometric_unlearn.ops import SparseOperator
+from torch_geometric_unlearn.ops.spmm import layer_mean
 from torch_geometric_unlearn.utils.check import check_int
 
 from .light_conv import LightConv
@@ -32,6 +33,7 @@ class LayerMeanConv(LightConv):
         ValueError: If :obj:`num_layers` is negative.
 
     Example:
+        >>> from torch_geometric_unlearn.ops.sparse_operator import bipartite_operators
         >>> operator, _ = bipartite_operators(torch.tensor([[0], [0]]), 1, 1)
         >>> LayerMeanConv(num_layers=1)(torch.tensor([[1.], [3.]]), operator)
         tensor([[2.],

@@ -26,6 +26,7 @@ class LightConv(MessagePassing):
 
     Example:
         >>> conv = LightConv()
+        >>> from torch_geometric_unlearn.ops.sparse_operator import bipartite_operators
         >>> operator, _ = bipartite_operators(torch.tensor([[0], [0]]), 1, 1)
         >>> conv(torch.tensor([[1.], [2.]]), operator)
         tensor([[2.],

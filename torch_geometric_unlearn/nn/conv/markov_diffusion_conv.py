@@ -5,7 +5,8 @@ from torch import Tensor
 from torch_geometric.typing import Adj, OptTensor, Size
 from torch_geometric.utils import is_sparse
 
-from torch_geometric_unlearn.ops import SparseOperator, diffuse
+from torch_geometric_unlearn.ops import SparseOperator
+from torch_geometric_unlearn.ops.spmm import diffuse
 from torch_geometric_unlearn.utils.check import check_float, check_int
 
 from .light_conv import LightConv
@@ -46,6 +47,7 @@ class MarkovDiffusionConv(LightConv):
             are to be dropped.
 
     Example:
+        >>> from torch_geometric_unlearn.ops.sparse_operator import self_loop_operator
         >>> operator = self_loop_operator(torch.tensor([[0], [0]]), 1, 1)
         >>> MarkovDiffusionConv(num_layers=1)(torch.tensor([[1.], [3.]]), operator)
         tensor([[1.9000],

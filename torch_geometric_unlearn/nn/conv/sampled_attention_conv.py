@@ -6,7 +6,11 @@ from torch.nn import Linear
 from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.utils import softmax
 
-from torch_geometric_unlearn.ops import Neighbors, neighbor_dot, neighbor_sum
+from torch_geometric_unlearn.ops.neighbor_sum import (
+    Neighbors,
+    neighbor_dot,
+    neighbor_sum,
+)
 from torch_geometric_unlearn.utils.check import check_float, check_int
 
 

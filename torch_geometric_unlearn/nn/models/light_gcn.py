@@ -12,7 +12,8 @@ from torch_geometric.data import HeteroData
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.nn.conv import LayerMeanConv
 from torch_geometric_unlearn.nn.functional import bpr_loss
-from torch_geometric_unlearn.ops import SparseOperator, bipartite_operators
+from torch_geometric_unlearn.ops import SparseOperator
+from torch_geometric_unlearn.ops.sparse_operator import bipartite_operators
 from torch_geometric_unlearn.utils.check import check_float, check_int
 
 from ._checks import check_sizes

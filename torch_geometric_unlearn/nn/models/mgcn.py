@@ -12,8 +12,8 @@ from torch_geometric.data import HeteroData
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.nn.conv import LayerMeanConv, LightConv
 from torch_geometric_unlearn.nn.functional import bpr_loss, info_nce_loss
-from torch_geometric_unlearn.ops import (
-    SparseOperator,
+from torch_geometric_unlearn.ops import SparseOperator
+from torch_geometric_unlearn.ops.sparse_operator import (
     bipartite_operators,
     target_degree_operator,
 )

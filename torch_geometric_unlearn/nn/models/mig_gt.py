@@ -15,7 +15,8 @@ from torch_geometric.data import HeteroData
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.nn.conv import MarkovDiffusionConv, SampledAttentionConv
 from torch_geometric_unlearn.nn.functional import dropout
-from torch_geometric_unlearn.ops import SparseOperator, self_loop_operator
+from torch_geometric_unlearn.ops import SparseOperator
+from torch_geometric_unlearn.ops.sparse_operator import self_loop_operator
 from torch_geometric_unlearn.utils.check import check_choice, check_float, check_int
 from torch_geometric_unlearn.utils.seed import generator
 
