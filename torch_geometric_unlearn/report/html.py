@@ -566,9 +566,9 @@ def _settings(
     }
     out = []
     for name, group in groups.items():
-        rows = [(key, _plain(value)) for key, value in _flatten(group)]
+        rows = [(key, _plain(value, 'none')) for key, value in _flatten(group)]
         rows += [
-            (key, ', '.join(_plain(v) for v in value))
+            (key, ', '.join(_plain(v, 'none') for v in value))
             for key, value in group.items()
             if isinstance(value, (list, tuple))
         ]
@@ -649,10 +649,10 @@ def _minute(text: str) -> str:
     return f'{text[:10]}, {text[11:16]} UTC'
 
 
-def _plain(value: Any) -> str:
+def _plain(value: Any, nothing: str = _NOTHING) -> str:
     if isinstance(value, bool):
         return 'yes' if value else 'no'
-    return _NOTHING if value is None else str(value)
+    return nothing if value is None else str(value)
 
 
 def _capital(name: str) -> str:
