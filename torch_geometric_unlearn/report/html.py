@@ -7,7 +7,7 @@ markup already.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -34,12 +34,6 @@ _ROLES = {
     'unlearned': 'what this report is about',
 }
 
-_STATUS = {
-    'within': ('✓', 'Like retraining, within the tolerance'),
-    'outside': ('✗', 'Not like retraining: outside the tolerance'),
-    'unknown': ('?', 'Cannot be judged: something to compare with is missing'),
-}
-
 #: What a section may ask the caller for, as its reader knows it.
 _INPUTS = {
     'data': 'the data of the request',
@@ -47,18 +41,6 @@ _INPUTS = {
     'retrained': 'a model trained without the deleted data',
     'controls': 'a cheap method to compare with',
 }
-
-#: Sections by their key, and whether the verdict rests on them.
-_SECTIONS = {
-    'table': ('The models side by side', True),
-    'request': ('What was asked', True),
-    'modules': ('Where the model was corrected', False),
-    'branches': ('How strongly each branch was corrected', False),
-    'curve': ('Forgetting against usefulness', False),
-    'scores': ('Do deleted interactions stand out?', True),
-    'exposure': ('Are the items still shown to others?', True),
-}
-
 
 class _Cell(NamedTuple):
     text: str
@@ -89,65 +71,46 @@ def render_html(content: Mapping[str, Any]) -> str:
             :meth:`~torch_geometric_unlearn.report.report.build_report`, or the
             JSON file that was written from it.
     """
-    method, request, verdict = (content[x] for x in ('method', 'request', 'verdict'))
-    sign, words = _STATUS[verdict['status']]
     audits = content['audits']
     not_run = [name for name, audit in audits.items() if not audit['models']]
-    return _environment().get_template('report.html').render(
-        hatch=Markup(HATCH),
-        title=content['title'],
-        name=' on '.join(filter(None, [method['name'], method['model']])),
-        created=_minute(content['created']),
-        short_hash=request.get('hash', '')[:12] or _NOTHING,
-        verdict={
-            'status': verdict['status'],
-            'sign': sign,
-            'words': words,
-            'sentences': [s.replace(' %', '\u00a0%') for s in verdict['sentences']],
-        },
-        models=_part(content, 'table', table=_models(content)),
-        request=_part(content, 'request', **_request(request)),
-        modules=_part(content, 'modules', **_modules(content['modules'])),
-        branches=_part(content, 'branches', **_branches(content['branches'])),
-        curve=_part(content, 'curve', **_curve(content['curve'])),
-        scores=_part(content, 'scores', **_scores(content['scores'])),
-        exposure=_part(
-            content, 'exposure', **_exposure(content['exposure'], content['k'])
-        ),
-        audits=[_audit(n, a) for n, a in audits.items() if n not in not_run],
-        not_run=_listing(not_run),
-        facts=_facts(content),
-        settings=_settings(content),
-        failures=content['failures'],
-        hints=_hints(content),
-        version=content['versions'].get('torch_geometric_unlearn', ''),
-        schema_version=content['schema_version'],
-    )
+    shown = {
+        **content,
+        **{key: _part(content, key) for key in _SECTIONS},
+        'audits': [_audit(n, out) for n, out in audits.items() if n not in not_run],
+        'not_run': _listing(not_run),
+        'settings': _settings(content),
+        'hints': _hints(content),
+        'hatch': Markup(HATCH),
+    }
+    return _environment().get_template('report.html').render(shown)
 
 
 @cache
 def _environment() -> Environment:
-    return Environment(
+    out = Environment(
         loader=PackageLoader('torch_geometric_unlearn.report'),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    out.filters |= {'percent': _percent, 'text': _text, 'count': '{:,}'.format}
+    return out
 
 
-def _part(content: Mapping[str, Any], key: str, **shown: Any) -> dict[str, Any]:
+def _part(content: Mapping[str, Any], key: str) -> dict[str, Any]:
     r"""Returns what a section shows, and what is to be said of what it lacks."""
-    section, (_, is_needed) = content[key], _SECTIONS[key]
-    text, note = section.get('missing', ''), None
-    lacking = _lacking(text)
-    if lacking:
+    title, is_needed, show = _SECTIONS[key]
+    section, note = content[key], None
+    text = section.get('missing', '')
+    if lacking := _lacking(text):
         words = _listing([_INPUTS[name] for name in lacking])
-        is_needed = is_needed and lacking != ['controls']
-        note = _Note(f'This report was not given {words}.', _kind(is_needed))
+        kind = 'missing' if is_needed and lacking != ['controls'] else 'note'
+        note = _Note(f'This report was not given {words}.', kind)
     elif text:
         note = _Note(text)
-    return {'error': section.get('error', ''), 'note': note, 'plot': None, **shown}
+    empty = {'plot': None, 'table': None, 'error': ''}
+    return {**empty, **section, 'title': title, 'note': note, **show(content)}
 
 
 def _lacking(text: str) -> list[str]:
@@ -155,18 +118,14 @@ def _lacking(text: str) -> list[str]:
     return [name for name in _INPUTS if f"'{name}'" in text]
 
 
-def _kind(is_needed: bool) -> str:
-    return 'missing' if is_needed else 'note'
-
-
 def _hints(content: Mapping[str, Any]) -> list[tuple[str, str]]:
     r"""Returns what the caller may pass to complete the report, by section."""
-    texts = {_SECTIONS[key][0]: content[key].get('missing', '') for key in _SECTIONS}
-    hints = [(title, text) for title, text in texts.items() if _lacking(text)]
+    texts = [(_SECTIONS[key][0], content[key].get('missing', '')) for key in _SECTIONS]
+    hints = [(title, text) for title, text in texts if _lacking(text)]
     hints += [
         (f'Audit: {name}', audit['missing'])
         for name, audit in content['audits'].items()
-        if audit['missing'] and not audit['models']
+        if not audit['models']
     ]
     if not content['settings']:
         what = "Pass 'settings', e.g. how the original was trained."
@@ -174,7 +133,7 @@ def _hints(content: Mapping[str, Any]) -> list[tuple[str, str]]:
     return hints
 
 
-def _models(content: Mapping[str, Any]) -> _Table:
+def _models(content: Mapping[str, Any]) -> dict[str, Any]:
     table, k = content['table'], content['k']
     names = [n for n in _TITLES if f'{n}@{k}' in table['columns']]
     head: list[Any] = ['Model']
@@ -203,38 +162,12 @@ def _models(content: Mapping[str, Any]) -> _Table:
             cells.append(_cell(values.get('trade_off')))
         rows.append([*cells, _cell(values.get('seconds'), '{:.1f}')])
     roles = [row['role'] for row in table['rows']]
-    return _grid(head, rows, 'All models, measured alike', roles.index('unlearned'))
+    chosen = roles.index('unlearned')
+    return {'table': _grid(head, rows, 'All models, measured alike', chosen)}
 
 
-def _request(request: Mapping[str, Any]) -> dict[str, Any]:
-    if request['missing']:
-        return {'facts': []}
-    subjects = request['subjects']
-    more = max(0, len(subjects) - 50)
-    return {
-        'facts': [
-            ('Level', request['level']),
-            ('Interactions to delete', f'{request["num_interactions"]:,}'),
-            ('Share of the training data', _percent(request['share'])),
-            (
-                'Users, items in them',
-                f'{request["num_users"]:,}, {request["num_items"]:,}',
-            ),
-            ('Still in the data', f'{request["remaining"]:,}'),
-            ('Hash of the request (SHA-256)', request['hash']),
-        ],
-        'hashed': request['ids'] == 'hashed',
-        'num_subjects': f'{len(subjects):,}',
-        'subjects': [
-            ' – '.join(f'{kind} {name}' for kind, name in subject.items())
-            for subject in subjects[:50]
-        ],
-        'num_more': f'{more:,}' if more else '',
-    }
-
-
-def _modules(section: Mapping[str, Any]) -> dict[str, Any]:
-    rows = section.get('rows', [])
+def _modules(content: Mapping[str, Any]) -> dict[str, Any]:
+    rows = content['modules'].get('rows', [])
     if not rows:
         return {}
     kinds = {
@@ -285,7 +218,8 @@ def _modules(section: Mapping[str, Any]) -> dict[str, Any]:
     return {'plot': Markup(plot), 'table': table}
 
 
-def _branches(section: Mapping[str, Any]) -> dict[str, Any]:
+def _branches(content: Mapping[str, Any]) -> dict[str, Any]:
+    section = content['branches']
     scales = section.get('scales', {})
     if not scales:
         return {}
@@ -297,7 +231,8 @@ def _branches(section: Mapping[str, Any]) -> dict[str, Any]:
     return {'plot': Markup(plot), 'table': table}
 
 
-def _curve(section: Mapping[str, Any]) -> dict[str, Any]:
+def _curve(content: Mapping[str, Any]) -> dict[str, Any]:
+    section = content['curve']
     k = section['k']
     points = [p for p in section.get('points', []) if p['retain'] is not None]
     if not points:
@@ -321,19 +256,17 @@ def _curve(section: Mapping[str, Any]) -> dict[str, Any]:
         reference,
         'never seen',
     )
-    selected = [p['selected'] for p in points]
+    keys = ('epoch', 'forget', 'reference', 'retain', 'selected')
     table = _grid(
         ['Epoch', 'Forget', 'Never seen', 'Retain', 'Kept'],
-        [[p[key] for key in ('epoch', *_POINT)] for p in points],
-        chosen=selected.index(True) if True in selected else None,
+        [[point[key] for key in keys] for point in points],
+        chosen=next((i for i, p in enumerate(points) if p['selected']), None),
     )
     return {'plot': Markup(plot), 'table': table}
 
 
-_POINT = ('forget', 'reference', 'retain', 'selected')
-
-
-def _scores(section: Mapping[str, Any]) -> dict[str, Any]:
+def _scores(content: Mapping[str, Any]) -> dict[str, Any]:
+    section = content['scores']
     models = section.get('models', {})
     if not models:
         return {}
@@ -348,7 +281,7 @@ def _scores(section: Mapping[str, Any]) -> dict[str, Any]:
                 f'average.',
                 'share of interactions',
             ),
-            _cell(sides['gap']),
+            sides['gap'],
         )
         for name, sides in models.items()
     ]
@@ -358,20 +291,15 @@ def _scores(section: Mapping[str, Any]) -> dict[str, Any]:
         for side, words in [('forgotten', 'deleted'), ('unseen', 'never seen')]
     }
     bins = [f'{left:.2f}' for left in section['edges'][:-1]]
-    return {
-        'plot': plots,
-        'table': _series('From score', bins, columns),
-        'num_forgotten': f'{section["num_forgotten"]:,}',
-        'num_unseen': f'{section["num_unseen"]:,}',
-        'source': section['source'],
-    }
+    return {'plot': plots, 'table': _series('From score', bins, columns)}
 
 
 def _outlines(edges: Any, series: Mapping[str, Any], label: str, y_name: str) -> Markup:
     return Markup(histogram(edges, series, label, 'standardised score', y_name))
 
 
-def _exposure(section: Mapping[str, Any], k: int) -> dict[str, Any]:
+def _exposure(content: Mapping[str, Any]) -> dict[str, Any]:
+    section, k = content['exposure'], content['k']
     values = section.get('values', {})
     if not values:
         return {}
@@ -394,16 +322,20 @@ def _exposure(section: Mapping[str, Any], k: int) -> dict[str, Any]:
         ],
         'Share of users who see an item, by how much of the item was deleted',
     )
-    correlation = _cell(section['correlation']).text
-    return {
-        'plot': Markup(plot),
-        'table': table if groups else None,
-        'facts': [
-            ('Drop by unlearning', _percent(section['drop'])),
-            ('Drop by retraining', _percent(section['retrained_drop'])),
-            ('Correlation of an item’s drop with its deleted share', correlation),
-        ],
-    }
+    return {'plot': Markup(plot), 'table': table if groups else None}
+
+
+#: Sections by key: the title, whether the verdict rests on it, and what shows it.
+_SECTIONS: dict[str, tuple[str, bool, Callable[[Mapping[str, Any]], dict[str, Any]]]]
+_SECTIONS = {
+    'table': ('The models side by side', True, _models),
+    'request': ('What was asked', True, lambda content: {}),
+    'modules': ('Where the model was corrected', False, _modules),
+    'branches': ('How strongly each branch was corrected', False, _branches),
+    'curve': ('Forgetting against usefulness', False, _curve),
+    'scores': ('Do deleted interactions stand out?', True, _scores),
+    'exposure': ('Are the items still shown to others?', True, _exposure),
+}
 
 
 def _audit(name: str, audit: Mapping[str, Any]) -> dict[str, Any]:
@@ -437,7 +369,7 @@ def _membership(models: Mapping[str, Any]) -> dict[str, Any]:
     }
     rows = []
     for name, out in models.items():
-        sizes = [_cell(out.get(key)).text for key in ('num_members', 'num_nonmembers')]
+        sizes = [_text(out.get(key)) for key in ('num_members', 'num_nonmembers')]
         rows.append(
             [
                 name,
@@ -538,22 +470,6 @@ def _flatten(value: Mapping[str, Any], prefix: str = '') -> list[tuple[str, Any]
     return out
 
 
-def _facts(content: Mapping[str, Any]) -> list[tuple[str, str]]:
-    method, tolerance = content['method'], content['verdict']['tolerance']
-    memory = method['peak_memory']
-    return [
-        ('Method', method['name'] or _NOTHING),
-        ('Model', method['model']),
-        ('Promise', 'exact' if method['exact'] else 'approximate'),
-        ('Epochs', str(method['num_epochs'])),
-        ('Seconds', _cell(method['seconds'], '{:.1f}').text),
-        ('Peak memory', f'{memory / 1e6:,.0f} MB' if memory else _NOTHING),
-        ('Seed', _plain(method['settings'].get('seed'))),
-        ('Hash of the request', _plain(content['request'].get('hash'))),
-        ('Tolerances', ', '.join(f'{name} {x}' for name, x in tolerance.items())),
-    ]
-
-
 def _settings(
     content: Mapping[str, Any],
 ) -> list[tuple[str, list[tuple[str, str]], bool]]:
@@ -566,9 +482,9 @@ def _settings(
     }
     out = []
     for name, group in groups.items():
-        rows = [(key, _plain(value, 'none')) for key, value in _flatten(group)]
+        rows = [(key, _plain(value)) for key, value in _flatten(group)]
         rows += [
-            (key, ', '.join(_plain(v, 'none') for v in value))
+            (key, ', '.join(_plain(v) for v in value))
             for key, value in group.items()
             if isinstance(value, (list, tuple))
         ]
@@ -594,20 +510,25 @@ def _series(
 
 
 def _cell(value: Any, form: str = '{:.4f}', error: str | None = None) -> _Cell:
-    r"""Returns a value in four decimals, or why there is none."""
     if isinstance(value, _Cell):
         return value
     if error:
         return _Cell('failed', 'failed', error)
+    text = _text(value, form)
+    return _Cell(text, 'soft' if text == _NOTHING else '')
+
+
+def _text(value: Any, form: str = '{:.4f}') -> str:
+    r"""Returns a value, a fraction in four decimals, or that there is none."""
     if value is None or value != value:
-        return _Cell(_NOTHING, 'soft')
-    return _Cell(form.format(value) if isinstance(value, float) else _plain(value))
+        return _NOTHING
+    return form.format(value) if isinstance(value, float) else _plain(value)
 
 
 def _bounded(value: Any, interval: Sequence[Any] | None) -> _Cell:
     if interval is None:
         return _cell(value)
-    low, high = (_cell(bound).text for bound in interval)
+    low, high = (_text(bound) for bound in interval)
     return _cell(value)._replace(small=f'{low} to {high}')
 
 
@@ -644,15 +565,10 @@ def _percent(value: float | None) -> str:
     return _NOTHING if value is None else f'{100 * value:.1f} %'
 
 
-def _minute(text: str) -> str:
-    r"""Returns an ISO time in UTC as people write it, to the minute."""
-    return f'{text[:10]}, {text[11:16]} UTC'
-
-
-def _plain(value: Any, nothing: str = _NOTHING) -> str:
+def _plain(value: Any) -> str:
     if isinstance(value, bool):
         return 'yes' if value else 'no'
-    return nothing if value is None else str(value)
+    return 'none' if value is None else str(value)
 
 
 def _capital(name: str) -> str:
