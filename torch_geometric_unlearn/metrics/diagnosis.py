@@ -1,5 +1,5 @@
-r"""The data of the three diagnoses by which TRU explains why one reverse strength for a
-whole model fails; :obj:`report.figures` draws them.
+r"""The three diagnoses by which TRU explains why one reverse strength for a whole model
+fails.
 
 The `"TRU: Targeted Reverse Update for Efficient Multimodal Recommendation Unlearning"
 <https://arxiv.org/abs/2604.02183>`_ paper names the diagnoses; the formulas are ours.

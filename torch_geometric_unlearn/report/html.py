@@ -1,18 +1,22 @@
 r"""The report as one page of HTML: no script, no font, no image, no network.
 
-Every string of the content is escaped. Light and dark follow the reader's system; wide
-tables scroll inside their own box; every plot says in one sentence how to read it and
-has its numbers below.
+What a section shows is chosen here, how it looks and what it says in
+:obj:`templates/report.html`. The template escapes every string; the plots alone are
+markup already.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from html import escape
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from typing import Any, NamedTuple
 
-from . import _page as page
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
 from .svg import HATCH, bar_plot, heat_map, histogram, line_plot, path_plot
+
+_NOTHING = 'not available'
 
 _TITLES = {
     'pair': ('Deleted interactions in the lists', 'share of deleted pairs, top {k}'),
@@ -30,43 +34,33 @@ _ROLES = {
     'unlearned': 'what this report is about',
 }
 
-_STATUS = {
-    'within': ('✓', 'Like retraining, within the tolerance'),
-    'outside': ('✗', 'Not like retraining: outside the tolerance'),
-    'unknown': ('?', 'Cannot be judged: something to compare with is missing'),
+#: What a section may ask the caller for, as its reader knows it.
+_INPUTS = {
+    'data': 'the data of the request',
+    'original': 'the model before the request',
+    'retrained': 'a model trained without the deleted data',
+    'controls': 'a cheap method to compare with',
 }
 
-_WORDS = {
-    'Interaction': 'one user who had to do with one item, for example a purchase.',
-    'Original': 'the model before the request, which was trained on everything.',
-    'Retrained': 'a model trained again without the deleted data. Nothing it knows can '
-    'come from them, so it is what every figure is compared with.',
-    'Unlearned': 'the original model after the deletion that this report is about.',
-    'Comparison (control)': 'a cheap way to meet the same request. A method that does '
-    'not do better than it has shown nothing.',
-    'Forget recall, forget NDCG': 'how many of the deleted interactions a user’s list '
-    'still shows, and how far up. Not zero but the retrained model’s value is the '
-    'goal: far below it, deleted interactions stand out again.',
-    'Retain recall, retain NDCG': 'the same for the test interactions of everyone '
-    'else: how useful the lists are. Higher is better.',
-    'Exposure': 'the share of places in everyone else’s lists that items of the '
-    'deleted interactions take. These items may stay: other users like them.',
-    'Trade-off': 'one number from 0 to 1 for both sides; 1 means as useful and as '
-    'forgetful as retraining. Only to be read beside the others.',
-    'Membership, balanced accuracy': 'how often an attacker is right who must tell '
-    'deleted interactions from ones the model never saw; 0.5 is guessing.',
-    'Standardised score': 'how much higher the model ranks an item for a user than its '
-    'average item for this user, in standard deviations.',
-}
+class _Cell(NamedTuple):
+    text: str
+    kind: str = ''
+    title: str = ''
+    small: str = ''
 
-_LIMITS = [
-    'Figures compare within this report only: other data, splits or list lengths give '
-    'other figures.',
-    'An attack that finds nothing does not show that no attack could.',
-    'Content of deleted items (pictures, texts) holds no interaction and stays.',
-    'Copies outside of this model and data set, such as backups, logs and models '
-    'derived from the original, are not covered.',
-]
+
+class _Table(NamedTuple):
+    head: list[tuple[str, str]]  # Name and unit.
+    rows: list[list[_Cell]]
+    caption: str = ''
+    chosen: int | None = None
+
+
+class _Note(NamedTuple):
+    r"""A sentence in a marked box (kind :obj:`'missing'`) or in grey."""
+
+    text: str
+    kind: str = 'note'
 
 
 def render_html(content: Mapping[str, Any]) -> str:
@@ -77,132 +71,105 @@ def render_html(content: Mapping[str, Any]) -> str:
             :meth:`~torch_geometric_unlearn.report.report.build_report`, or the
             JSON file that was written from it.
     """
-    title = escape(content['title'])
-    method, request = content['method'], content['request']
-    name = ' on '.join(filter(None, [method['name'], method['model']]))
-    short_hash = request.get('hash', '')[:12]
-    parts = [
-        f'<header><h1>{title}</h1>',
-        f'<p class="soft">{escape(name)} · {escape(page.minute(content["created"]))}',
-        f' · request <code>{escape(short_hash or page.NOTHING)}</code>'
-        f'</p></header><main>',
-        _verdict(content),
-        _table(content),
-        _request(request),
-        _modules(content['modules']),
-        _branches(content['branches']),
-        _curve(content['curve']),
-        _scores(content['scores']),
-        _exposure(content['exposure'], content['k']),
-        _audits(content['audits']),
-        _settings(content),
-        _failures(content['failures']),
-        _words(),
+    audits = content['audits']
+    not_run = [name for name, audit in audits.items() if not audit['models']]
+    shown = {
+        **content,
+        **{key: _part(content, key) for key in _SECTIONS},
+        'audits': [_audit(n, out) for n, out in audits.items() if n not in not_run],
+        'not_run': _listing(not_run),
+        'settings': _settings(content),
+        'hints': _hints(content),
+        'hatch': Markup(HATCH),
+    }
+    return _environment().get_template('report.html').render(shown)
+
+
+@cache
+def _environment() -> Environment:
+    out = Environment(
+        loader=PackageLoader('torch_geometric_unlearn.report'),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    out.filters |= {'percent': _percent, 'text': _text, 'count': '{:,}'.format}
+    return out
+
+
+def _part(content: Mapping[str, Any], key: str) -> dict[str, Any]:
+    r"""Returns what a section shows, and what is to be said of what it lacks."""
+    title, is_needed, show = _SECTIONS[key]
+    section, note = content[key], None
+    text = section.get('missing', '')
+    if lacking := _lacking(text):
+        words = _listing([_INPUTS[name] for name in lacking])
+        kind = 'missing' if is_needed and lacking != ['controls'] else 'note'
+        note = _Note(f'This report was not given {words}.', kind)
+    elif text:
+        note = _Note(text)
+    empty = {'plot': None, 'table': None, 'error': ''}
+    return {**empty, **section, 'title': title, 'note': note, **show(content)}
+
+
+def _lacking(text: str) -> list[str]:
+    r"""Returns the inputs that a text asks the caller for."""
+    return [name for name in _INPUTS if f"'{name}'" in text]
+
+
+def _hints(content: Mapping[str, Any]) -> list[tuple[str, str]]:
+    r"""Returns what the caller may pass to complete the report, by section."""
+    texts = [(_SECTIONS[key][0], content[key].get('missing', '')) for key in _SECTIONS]
+    hints = [(title, text) for title, text in texts if _lacking(text)]
+    hints += [
+        (f'Audit: {name}', audit['missing'])
+        for name, audit in content['audits'].items()
+        if not audit['models']
     ]
-    policy = "default-src 'none'; style-src 'unsafe-inline'"
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f'<title>{title}</title><style>{page.STYLE}</style></head><body>{HATCH}'
-        + '\n'.join(parts)
-        + '</main><footer>Written by torch_geometric_unlearn '
-        + escape(str(content['versions'].get('torch_geometric_unlearn', '')))
-        + f', schema version {content["schema_version"]}. This page loads nothing from '
-        'elsewhere.</footer></body></html>\n'
-    )
+    if not content['settings']:
+        what = "Pass 'settings', e.g. how the original was trained."
+        hints.append(('Further settings', what))
+    return hints
 
 
-def _verdict(content: Mapping[str, Any]) -> str:
-    verdict = content['verdict']
-    sign, words = _STATUS[verdict['status']]
-    lines = [escape(s).replace(' %', '&nbsp;%') for s in verdict['sentences']]
-    items = ''.join(f'<li>{line}</li>' for line in lines)
-    return (
-        f'<section class="verdict {verdict["status"]}" aria-labelledby="verdict">'
-        f'<h2 id="verdict"><span aria-hidden="true">{sign}</span> {words}</h2>'
-        f'<ul>{items}</ul></section>'
-    )
-
-
-def _table(content: Mapping[str, Any]) -> str:
+def _models(content: Mapping[str, Any]) -> dict[str, Any]:
     table, k = content['table'], content['k']
     names = [n for n in _TITLES if f'{n}@{k}' in table['columns']]
-    head = [('Model', '')]
+    head: list[Any] = ['Model']
     head += [(_TITLES[n][0], _TITLES[n][1].format(k=k)) for n in names]
     audits = [
         name
         for name, audit in content['audits'].items()
         if any('balanced_accuracy' in out for out in audit['models'].values())
     ]
-    head += [(f'{name.capitalize()}', 'balanced accuracy') for name in audits]
+    head += [(_capital(name), 'balanced accuracy') for name in audits]
     show_trade_off = 'trade_off' in table['columns']
     head += [('Trade-off', '0 to 1')] if show_trade_off else []
     head += [('Seconds', 'to get there')]
     rows = []
     for row in table['rows']:
         values, errors = row['values'], row['errors']
-        role = _ROLES[row['role']]
-        cells = [f'{escape(row["name"])}<small>{role}</small>']
+        cells = [_Cell(row['name'], small=_ROLES[row['role']])]
         for name in names:
             source = 'exposure' if name in ('pair', 'exposure') else 'ranking'
-            cells.append(page.cell(values.get(f'{name}@{k}'), errors.get(source)))
+            cells.append(_cell(values.get(f'{name}@{k}'), error=errors.get(source)))
         for name in audits:
             out = content['audits'][name]['models'].get(row['name'], {})
-            accuracy = page.value_of(out, 'balanced_accuracy')
-            cells.append(page.cell(accuracy, out.get('error')))
+            accuracy = _value_of(out, 'balanced_accuracy')
+            cells.append(_cell(accuracy, error=out.get('error')))
         if show_trade_off:
-            cells.append(page.cell(values.get('trade_off')))
-        cells.append(page.cell(values.get('seconds'), form='{:.1f}'))
-        rows.append((cells, row['role'] == 'unlearned'))
-    body = page.grid(head, rows, 'All models, measured alike')
-    note = (
-        '<p>Read it line against line: <b>unlearned</b> should come close to '
-        '<b>retrained</b> in every column, and be better at that than the comparisons. '
-        'Both much higher and much lower forget figures are a fault.</p>'
-    )
-    return page.part('The models side by side', table, note + body)
+            cells.append(_cell(values.get('trade_off')))
+        rows.append([*cells, _cell(values.get('seconds'), '{:.1f}')])
+    roles = [row['role'] for row in table['rows']]
+    chosen = roles.index('unlearned')
+    return {'table': _grid(head, rows, 'All models, measured alike', chosen)}
 
 
-def _request(request: Mapping[str, Any]) -> str:
-    if request['missing']:
-        return page.part('What was asked', request, '')
-    facts = [
-        ('Level', request['level']),
-        ('Interactions to delete', f'{request["num_interactions"]:,}'),
-        ('Share of the training data', page.percent(request['share'])),
-        ('Users, items in them', f'{request["num_users"]:,}, {request["num_items"]:,}'),
-        ('Still in the data', f'{request["remaining"]:,}'),
-        ('Hash of the request (SHA-256)', request['hash']),
-    ]
-    subjects = request['subjects']
-    lines = ', '.join(
-        '<code>' + escape(' – '.join(f'{k} {v}' for k, v in s.items())) + '</code>'
-        for s in subjects[:50]
-    )
-    rest = len(subjects) - 50
-    more = f' and {rest:,} more (see the JSON file)' if rest > 0 else ''
-    note = 'Ids are shown because the caller asked for it.'
-    if request['ids'] == 'hashed':
-        note = (
-            'Ids are pseudonyms, hashed with the hash of the request. Whoever knows '
-            'the ids can recompute them, so treat this page as personal data.'
-        )
-    return page.part(
-        'What was asked',
-        request,
-        f'{page.facts(facts)}<details><summary>Who and what ({len(subjects):,})'
-        f'</summary>'
-        f'<p>{note}</p><p>{lines}{more}</p></details>',
-    )
-
-
-def _modules(section: Mapping[str, Any]) -> str:
-    title = 'Where the model was corrected'
-    rows = section.get('rows', [])
+def _modules(content: Mapping[str, Any]) -> dict[str, Any]:
+    rows = content['modules'].get('rows', [])
     if not rows:
-        return page.part(title, section, '')
+        return {}
     kinds = {
         'sensitivity': 'Sensi- tivity',
         'mask': 'Re- versed',
@@ -214,83 +181,62 @@ def _modules(section: Mapping[str, Any]) -> str:
         for key, name in kinds.items()
         if any(row.get(key) is not None for row in rows)
     }
-    largest = {
-        key: max([row.get(key) or 0.0 for row in rows], default=0.0) or 1.0
-        for key in kinds
-    }
+    largest = {key: max(row.get(key) or 0.0 for row in rows) or 1.0 for key in kinds}
     both = max(largest.get('shift', 0.0), largest.get('retrained_shift', 0.0))
     largest |= {key: both for key in ('shift', 'retrained_shift') if key in kinds}
-    shades, texts = [], []
-    for row in rows:
-        values = {key: row.get(key) for key in kinds}
-        shades.append(
-            [
-                # Sensitivities span decades, so that their root is shaded.
-                None
-                if v is None
-                else (v / largest[key]) ** (0.25 if key == 'sensitivity' else 1.0)
-                for key, v in values.items()
-            ]
-        )
-        texts.append([page.short(v, key == 'mask') for key, v in values.items()])
-    names = [row['module'] for row in rows]
-    label = (
+
+    def shade(key: str, value: float | None) -> float | None:
+        if value is None:
+            return None
+        # Sensitivities span decades, so that their root is shaded.
+        return (value / largest[key]) ** (0.25 if key == 'sensitivity' else 1.0)
+
+    plot = heat_map(
+        [row['module'] for row in rows],
+        list(kinds.values()),
+        [[shade(key, row.get(key)) for key in kinds] for row in rows],
+        [[_short(row.get(key), key == 'mask') for key in kinds] for row in rows],
         f'Heat map of {len(rows)} modules by {len(kinds)} measures; the numbers are in '
-        f'the table below.'
-    )
-    plot = heat_map(names, list(kinds.values()), shades, texts, label)
-    how = (
-        'Each line is a part of the model; the bluer a cell, the more. “Moved” should '
-        'look like “moved by retraining”: a part that only the method moved was '
-        'disturbed without need.'
+        f'the table below.',
     )
     head = ['Module', 'Sensitivity', 'Reversed', 'Moved', 'Moved by retraining']
-    table = page.grid(
-        [(name, '') for name in [*head, 'Cosine']],
+    table = _grid(
+        [*head, 'Cosine'],
         [
-            (
-                [
-                    escape(row['module']),
-                    page.cell(row.get('sensitivity'), form='{:.3g}'),
-                    page.cell(row.get('mask'), form='{:.0%}'),
-                    page.cell(row.get('shift')),
-                    page.cell(row.get('retrained_shift')),
-                    page.cell(row.get('cosine')),
-                ],
-                False,
-            )
+            [
+                row['module'],
+                _cell(row.get('sensitivity'), '{:.3g}'),
+                _cell(row.get('mask'), '{:.0%}'),
+                *(row.get(key) for key in ('shift', 'retrained_shift', 'cosine')),
+            ]
             for row in rows
         ],
         'Sensitivity: mean squared gradient of the reverse loss. Reversed: share of '
         'epochs. Moved: relative to the size of the weights. Cosine: 1 if the way is '
         'the same as retraining’s.',
     )
-    return page.part(title, section, page.figure(plot, how, table))
+    return {'plot': Markup(plot), 'table': table}
 
 
-def _branches(section: Mapping[str, Any]) -> str:
-    title = 'How strongly each branch was corrected'
+def _branches(content: Mapping[str, Any]) -> dict[str, Any]:
+    section = content['branches']
     scales = section.get('scales', {})
     if not scales:
-        return page.part(title, section, '')
-    label = f'Line plot of the scales of {page.listing(list(scales))} over the epochs.'
+        return {}
+    label = f'Line plot of the scales of {_listing(list(scales))} over the epochs.'
     plot = line_plot(
         section['epochs'], scales, label, 'epoch', 'scale', 1.0, '1 = average'
     )
-    how = (
-        'A branch is what the model learned from ids, pictures or texts; above 1 it '
-        'still carried more of the deleted data than the average branch and was '
-        'corrected more strongly.'
-    )
-    table = page.series_table('Epoch', section['epochs'], scales)
-    return page.part(title, section, page.figure(plot, how, table))
+    table = _series('Epoch', section['epochs'], scales)
+    return {'plot': Markup(plot), 'table': table}
 
 
-def _curve(section: Mapping[str, Any]) -> str:
-    title, k = 'Forgetting against usefulness', section['k']
+def _curve(content: Mapping[str, Any]) -> dict[str, Any]:
+    section = content['curve']
+    k = section['k']
     points = [p for p in section.get('points', []) if p['retain'] is not None]
     if not points:
-        return page.part(title, section, '')
+        return {}
     names: dict[tuple[float, float], list[str]] = {}  # Epochs may share a place.
     for point in points:
         place = (point['forget'], point['retain'])
@@ -299,280 +245,218 @@ def _curve(section: Mapping[str, Any]) -> str:
     reference = next(
         (p['reference'] for p in reversed(points) if p['reference'] is not None), None
     )
-    label = (
-        f'Path of {len(points)} epochs through the share of deleted interactions in '
-        f'the lists and the usefulness for everyone else.'
-    )
     plot = path_plot(
         list(names),
         [', '.join(epochs) for epochs in names.values()],
         list(names).index(chosen) if chosen else None,
-        label,
+        f'Path of {len(points)} epochs through the share of deleted interactions in '
+        f'the lists and the usefulness for everyone else.',
         f'deleted interactions in the top {k} (share)',
         f'retained NDCG@{k}',
         reference,
         'never seen',
     )
-    how = (
-        'Each point is an epoch, named by its number; left means more forgotten, up '
-        'means more useful, the dotted line is where interactions lie that the model '
-        'never saw, and the ring marks the epoch that was kept (both axes use '
-        'validation data).'
+    keys = ('epoch', 'forget', 'reference', 'retain', 'selected')
+    table = _grid(
+        ['Epoch', 'Forget', 'Never seen', 'Retain', 'Kept'],
+        [[point[key] for key in keys] for point in points],
+        chosen=next((i for i, p in enumerate(points) if p['selected']), None),
     )
-    head = [('Epoch', ''), ('Forget', ''), ('Never seen', ''), ('Retain', '')]
-    table = page.grid(
-        [*head, ('Kept', '')],
-        [
-            (
-                [
-                    str(p['epoch']),
-                    page.cell(p['forget']),
-                    page.cell(p['reference']),
-                    page.cell(p['retain']),
-                    'yes' if p['selected'] else 'no',
-                ],
-                p['selected'],
-            )
-            for p in points
-        ],
-    )
-    return page.part(title, section, page.figure(plot, how, table))
+    return {'plot': Markup(plot), 'table': table}
 
 
-def _scores(section: Mapping[str, Any]) -> str:
-    title = 'Do deleted interactions stand out?'
+def _scores(content: Mapping[str, Any]) -> dict[str, Any]:
+    section = content['scores']
     models = section.get('models', {})
     if not models:
-        return page.part(title, section, '')
-    plots = []
-    for name, sides in models.items():
-        gap = sides['gap']
-        label = (
-            f'Histogram of the scores of deleted and never-seen interactions in the '
-            f'{name} model; deleted ones lie {page.short(gap)} higher on average.'
+        return {}
+    plots = [
+        (
+            _capital(name),
+            _outlines(
+                section['edges'],
+                {'deleted': sides['forgotten'], 'never seen': sides['unseen']},
+                f'Histogram of the scores of deleted and never-seen interactions in '
+                f'the {name} model; deleted ones lie {_short(sides["gap"])} higher on '
+                f'average.',
+                'share of interactions',
+            ),
+            sides['gap'],
         )
-        plot = histogram(
-            section['edges'],
-            {'deleted': sides['forgotten'], 'never seen': sides['unseen']},
-            label,
-            'standardised score',
-            'share of interactions',
-        )
-        plots.append(
-            f'<div><h3>{escape(name.capitalize())}</h3>{plot}'
-            f'<p class="soft">Deleted minus never seen, on average: '
-            f'{page.cell(gap)}</p>'
-            f'</div>'
-        )
-    how = (
-        'Where both outlines cover each other, deleted interactions look like ones '
-        'that the model never saw; deleted ones further right are remembered, further '
-        'left are over-forgotten and stand out again.'
-    )
-    note = (
-        f'<p class="soft">{section["num_forgotten"]:,} deleted interactions against '
-        f'{section["num_unseen"]:,} never seen ({escape(section["source"])}).</p>'
-    )
+        for name, sides in models.items()
+    ]
     columns = {
         f'{name}, {words}': sides[side]
         for name, sides in models.items()
         for side, words in [('forgotten', 'deleted'), ('unseen', 'never seen')]
     }
     bins = [f'{left:.2f}' for left in section['edges'][:-1]]
-    table = page.series_table('From score', bins, columns)
-    plot = f'<div class="plots">{"".join(plots)}</div>'
-    return page.part(title, section, note + page.figure(plot, how, table, wide=True))
+    return {'plot': plots, 'table': _series('From score', bins, columns)}
 
 
-def _exposure(section: Mapping[str, Any], k: int) -> str:
-    title = 'Are the items still shown to others?'
+def _outlines(edges: Any, series: Mapping[str, Any], label: str, y_name: str) -> Markup:
+    return Markup(histogram(edges, series, label, 'standardised score', y_name))
+
+
+def _exposure(content: Mapping[str, Any]) -> dict[str, Any]:
+    section, k = content['exposure'], content['k']
     values = section.get('values', {})
     if not values:
-        return page.part(title, section, '')
+        return {}
     plot = bar_plot(
         list(values),
         {'exposure': list(values.values())},
         f'Bars of the share of places in top {k} lists for {len(values)} models.',
-        page.percent,
+        _percent,
     )
-    how = (
-        'The share of places in everyone else’s lists that items of the deleted '
-        'interactions take; a bar far shorter than that of retraining would mean that '
-        'items are hidden which others like.'
-    )
-    facts = [
-        ('Drop by unlearning', page.percent(section['drop'])),
-        ('Drop by retraining', page.percent(section['retrained_drop'])),
-        (
-            'Correlation of an item’s drop with its deleted share',
-            page.cell(section['correlation']),
-        ),
-    ]
-    table = ''
-    if section['groups']:
-        head = ['Deleted share up to', 'Items', 'Before', 'Unlearned', 'Retrained']
-        table = page.grid(
-            [(name, '') for name in head],
+    groups = section['groups']
+    table = _grid(
+        ['Deleted share up to', 'Items', 'Before', 'Unlearned', 'Retrained'],
+        [
             [
-                (
-                    [
-                        page.percent(group['max_share']),
-                        str(group['num_items']),
-                        page.cell(group['before']),
-                        page.cell(group['after']),
-                        page.cell(group.get('retrained')),
-                    ],
-                    False,
-                )
-                for group in section['groups']
-            ],
-            'Share of users who see an item, by how much of the item was deleted',
-        )
-    return page.part(title, section, page.figure(plot, how, table) + page.facts(facts))
+                _percent(group['max_share']),
+                group['num_items'],
+                *(group.get(key) for key in ('before', 'after', 'retrained')),
+            ]
+            for group in groups
+        ],
+        'Share of users who see an item, by how much of the item was deleted',
+    )
+    return {'plot': Markup(plot), 'table': table if groups else None}
 
 
-def _audits(audits: Mapping[str, Any]) -> str:
-    parts = []
-    for name, audit in audits.items():
-        body = ''
-        models = audit['models']
-        errors = {m: out['error'] for m, out in models.items() if 'error' in out}
-        good = {m: out for m, out in models.items() if 'error' not in out}
-        for model, reason in errors.items():
-            body += f'<p>{escape(model)}: {page.failed(reason)}</p>'
-        if any('balanced_accuracy' in out for out in good.values()):
-            body += _membership(good)
-        elif any('num_targets' in out for out in good.values()):
-            body += _completion(good)
-        elif any(isinstance(out.get('recovered'), Mapping) for out in good.values()):
-            body += ''.join(_closeness(m, out) for m, out in good.items())
-        elif good:
-            body += _flat_table(good)
-        missing = page.missing(audit)
-        parts.append(f'<h3>{escape(name.capitalize())}</h3>{missing}{body}')
-    return f'<section><h2>Audits</h2>{"".join(parts)}</section>'
+#: Sections by key: the title, whether the verdict rests on it, and what shows it.
+_SECTIONS: dict[str, tuple[str, bool, Callable[[Mapping[str, Any]], dict[str, Any]]]]
+_SECTIONS = {
+    'table': ('The models side by side', True, _models),
+    'request': ('What was asked', True, lambda content: {}),
+    'modules': ('Where the model was corrected', False, _modules),
+    'branches': ('How strongly each branch was corrected', False, _branches),
+    'curve': ('Forgetting against usefulness', False, _curve),
+    'scores': ('Do deleted interactions stand out?', True, _scores),
+    'exposure': ('Are the items still shown to others?', True, _exposure),
+}
 
 
-def _membership(models: Mapping[str, Any]) -> str:
+def _audit(name: str, audit: Mapping[str, Any]) -> dict[str, Any]:
+    models = audit['models']
+    good = {model: out for model, out in models.items() if 'error' not in out}
+    shown: dict[str, Any] = {'kind': ''}
+    if any('balanced_accuracy' in out for out in good.values()):
+        shown = {'kind': 'membership', **_membership(good)}
+    elif any('num_targets' in out for out in good.values()):
+        shown = {'kind': 'completion', 'table': _completion(good)}
+    elif any(isinstance(out.get('recovered'), Mapping) for out in good.values()):
+        shown = {
+            'kind': 'closeness',
+            'models': [_closeness(model, out) for model, out in good.items()],
+        }
+    elif good:
+        shown = {'kind': 'other', 'table': _flat_table(good)}
+    return {
+        'name': _capital(name),
+        'note': _Note(audit['missing'], 'missing') if audit['missing'] else None,
+        'errors': [(m, out['error']) for m, out in models.items() if 'error' in out],
+        **shown,
+    }
+
+
+def _membership(models: Mapping[str, Any]) -> dict[str, Any]:
     keys = {
         'balanced_accuracy': 'Balanced accuracy',
         'auc': 'AUC',
         'tpr_at_1_fpr': 'Found at 1 % false alarms',
     }
-    head = [('Model', ''), *((name, '95 % interval') for name in keys.values())]
-    head += [('Deleted ones are', ''), ('Attacker', '')]
-    head += [('Examples', 'deleted, never seen')]
     rows = []
     for name, out in models.items():
-        cells = [escape(name)]
-        cells += [
-            page.cell(page.value_of(out, key)) + page.interval(out, key) for key in keys
-        ]
-        words = [out.get('direction'), out.get('classifier')]
-        cells += [escape(str(word or '–')) for word in words]
-        sizes = [out.get('num_members'), out.get('num_nonmembers')]
-        cells.append(', '.join(page.cell(size) for size in sizes))
-        rows.append((cells, name == 'unlearned'))
-    table = page.grid(head, rows)
-    how = (
-        '<p>An attacker who sees only the model tries to tell deleted interactions '
-        'from ones it never saw: 0.5 is guessing, 1 is always right, and the retrained '
-        'model’s figure is the goal.</p>'
+        sizes = [_text(out.get(key)) for key in ('num_members', 'num_nonmembers')]
+        rows.append(
+            [
+                name,
+                *(_bounded(_value_of(out, key), _interval(out, key)) for key in keys),
+                *(str(out.get(key) or '–') for key in ('direction', 'classifier')),
+                ', '.join(sizes),
+            ]
+        )
+    table = _grid(
+        [
+            'Model',
+            *((words, '95 % interval') for words in keys.values()),
+            'Deleted ones are',
+            'Attacker',
+            ('Examples', 'deleted, never seen'),
+        ],
+        rows,
+        chosen=_place(models),
     )
     bins = models.get('unlearned', {}).get('histogram')
     if not bins:
-        return how + table
-    plot = histogram(
-        bins['edges'],
-        {'deleted': bins['members'], 'never seen': bins['nonmembers']},
-        'Histogram of the scores of deleted and never-seen examples of the attack.',
-        'standardised score',
-        'share of examples',
-    )
-    caption = (
-        'The more the outlines cover each other, the less the score of the unlearned '
-        'model gives away.'
-    )
+        return {'table': table, 'plot': None}
     sides = {'deleted': bins['members'], 'never seen': bins['nonmembers']}
-    edges = [f'{left:.2f}' for left in bins['edges'][:-1]]
-    numbers = page.series_table('From', edges, sides)
-    return how + table + page.figure(plot, caption, numbers)
-
-
-def _completion(models: Mapping[str, Any]) -> str:
-    head = [('Model', ''), ('AUC', '95 % interval'), ('Users', ''), ('Guesses', '')]
-    rows = []
-    for name, out in models.items():
-        low, high = (page.cell(bound) for bound in out['interval'])
-        cells = [escape(name), f'{page.cell(out["auc"])} [{low}, {high}]']
-        cells += [page.cell(out[key]) for key in ('num_users', 'num_targets')]
-        rows.append((cells, name == 'unlearned'))
-    how = (
-        '<p>Someone who knows half of what a user had bought asks the model for the '
-        'deleted rest: how often does a deleted item come before equally popular ones '
-        'that the user never bought? 0.5 is guessing. Items that belong together '
-        'anyway are found too, so the retrained model’s figure is the goal.</p>'
-    )
-    return how + page.grid(head, rows)
-
-
-def _closeness(name: str, out: Mapping[str, Any]) -> str:
-    columns = {
-        'value': 'This model',
-        'ceiling': 'Original',
-        'floor': 'Another retraining',
-        'recovered': 'Recovered',
+    label = 'Histogram of the scores of deleted and never-seen examples of the attack.'
+    return {
+        'table': table,
+        'plot': _outlines(bins['edges'], sides, label, 'share of examples'),
+        'numbers': _series('From', [f'{x:.2f}' for x in bins['edges'][:-1]], sides),
     }
-    columns = {c: words for c, words in columns.items() if out.get(c)}
-    rows: list[tuple[list[str], bool]] = []
-    inner_rows: list[tuple[list[str], bool]] = []
-    for measure in out.get('value', {}):
-        row = [escape(measure), *(page.cell(out[c].get(measure)) for c in columns)]
-        (inner_rows if measure.startswith('cka_') else rows).append((row, False))
-    head = [('Measure', ''), *((words, '') for words in columns.values())]
-    how = (
-        '<p>How alike the model and the retrained one are, in lists, scores and inner '
-        'representations: it should be nearer to retraining than the original is, at '
-        'best as near as another retraining; “recovered” is 0 for the original and 1 '
-        'for that.</p>'
+
+
+def _completion(models: Mapping[str, Any]) -> _Table:
+    return _grid(
+        ['Model', ('AUC', '95 % interval'), 'Users', 'Guesses'],
+        [
+            [name, _bounded(out['auc'], out['interval'])]
+            + [out[key] for key in ('num_users', 'num_targets')]
+            for name, out in models.items()
+        ],
+        chosen=_place(models),
     )
-    body = how + page.grid(head, rows, name.capitalize())
-    layers = page.grid(head, inner_rows) if inner_rows else ''
-    cka = out.get('branch_cka')
+
+
+_CLOSENESS = {
+    'value': 'This model',
+    'ceiling': 'Original',
+    'floor': 'Another retraining',
+    'recovered': 'Recovered',
+}
+
+
+def _closeness(name: str, out: Mapping[str, Any]) -> dict[str, Any]:
+    columns = [column for column in _CLOSENESS if out.get(column)]
+    head = ['Measure', *(_CLOSENESS[column] for column in columns)]
+    rows = [
+        [measure, *(out[column].get(measure) for column in columns)]
+        for measure in out.get('value', {})
+    ]
+    inner = [row for row in rows if row[0].startswith('cka_')]
+    plot, cka = None, out.get('branch_cka')
     if isinstance(cka, Mapping) and cka:
-        inner = list(dict.fromkeys(key for row in cka.values() for key in row))
-        values = [[row.get(key) for key in inner] for row in cka.values()]
-        texts = [[page.short(v) for v in row] for row in values]
+        names = list(dict.fromkeys(key for row in cka.values() for key in row))
+        values = [[row.get(key) for key in names] for row in cka.values()]
         plot = heat_map(
             list(cka),
-            inner,
+            names,
             values,
-            texts,
+            [[_short(value) for value in row] for row in values],
             'Heat map of the similarity of branches of the model and of the retrained '
             'one.',
         )
-        caption = (
-            'Lines are branches of this model, columns those of the retrained one; 1 '
-            'on the diagonal means that a branch represents users as retraining does.'
-        )
-        body += page.figure(plot, caption, layers)
-    else:
-        body += layers
-    absent = out.get('missing')
-    if absent:
-        words = ', '.join(absent) if isinstance(absent, list) else str(absent)
-        body += f'<p class="missing">The audit was run without: {escape(words)}.</p>'
-    return body
+    absent = out.get('missing') or []
+    words = absent if isinstance(absent, (list, tuple)) else [str(absent)]
+    words = [_CLOSENESS.get(word, word).lower() for word in words]
+    return {
+        'table': _grid(head, [r for r in rows if r not in inner], _capital(name)),
+        'numbers': _grid(head, inner) if inner else None,
+        'plot': plot and Markup(plot),
+        'note': _Note(f'Not compared: {_listing(words)}.') if words else None,
+    }
 
 
-def _flat_table(models: Mapping[str, Any]) -> str:
+def _flat_table(models: Mapping[str, Any]) -> _Table:
     flat = {name: dict(_flatten(out)) for name, out in models.items()}
     keys = dict.fromkeys(key for out in flat.values() for key in out)
-    rows = [
-        ([escape(key), *(page.cell(out.get(key)) for out in flat.values())], False)
-        for key in keys
-    ]
-    return page.grid([('Measure', ''), *((name, '') for name in flat)], rows)
+    rows = [[key, *(out.get(key) for out in flat.values())] for key in keys]
+    return _grid(['Measure', *flat], rows)
 
 
 def _flatten(value: Mapping[str, Any], prefix: str = '') -> list[tuple[str, Any]]:
@@ -586,63 +470,110 @@ def _flatten(value: Mapping[str, Any], prefix: str = '') -> list[tuple[str, Any]
     return out
 
 
-def _settings(content: Mapping[str, Any]) -> str:
-    method = content['method']
-    memory = method['peak_memory']
-    facts = [
-        ('Method', method['name'] or page.NOTHING),
-        ('Model', method['model']),
-        ('Promise', 'exact' if method['exact'] else 'approximate'),
-        ('Epochs', str(method['num_epochs'])),
-        ('Seconds', page.cell(method['seconds'], form='{:.1f}')),
-        ('Peak memory', f'{memory / 1e6:,.0f} MB' if memory else page.NOTHING),
-        ('Seed', str(method['settings'].get('seed', page.NOTHING))),
-        ('Hash of the request', str(content['request'].get('hash', page.NOTHING))),
-    ]
+def _settings(
+    content: Mapping[str, Any],
+) -> list[tuple[str, list[tuple[str, str]], bool]]:
     groups = {
-        'Settings of the method': method['settings'],
+        'Settings of the method': content['method']['settings'],
         'Further settings': content['settings'],
         'Sizes': content['sizes'],
         'Masked from the lists': content['masks'],
         'Versions': content['versions'],
     }
-    absent = {
-        'Settings of the method': 'The result does not tell them.',
-        'Further settings': "Pass 'settings', e.g. how the original was trained.",
-        'Sizes': "Pass 'data'.",
-    }
-    tolerance = ', '.join(
-        f'{name} {value}' for name, value in content['verdict']['tolerance'].items()
-    )
-    facts.append(('Tolerances', tolerance))
-    body = page.facts(facts)
+    out = []
     for name, group in groups.items():
-        rows = [(key, page.plain(value)) for key, value in _flatten(group)]
+        rows = [(key, _plain(value)) for key, value in _flatten(group)]
         rows += [
-            (key, ', '.join(page.plain(v) for v in value))
+            (key, ', '.join(_plain(v) for v in value))
             for key, value in group.items()
             if isinstance(value, (list, tuple))
         ]
-        inner = page.facts(rows)
-        if not rows:
-            inner = f'<p class="missing">{escape(absent.get(name, page.NOTHING))}</p>'
-        # What identifies a run is open, so that it is printed.
-        is_open = ' open' if name in ('Settings of the method', 'Versions') else ''
-        body += f'<details{is_open}><summary>{name}</summary>{inner}</details>'
-    return page.part('Settings, versions, seeds', {}, body)
+        out.append((name, rows, name in ('Settings of the method', 'Versions')))
+    return out
 
 
-def _failures(failures: Sequence[Mapping[str, str]]) -> str:
-    if not failures:
-        return page.part('Failed measurements', {}, '<p>None.</p>')
-    items = ''.join(
-        f'<li>{escape(f["where"])}: {page.failed(f["reason"])}</li>' for f in failures
-    )
-    return page.part('Failed measurements', {}, f'<ul>{items}</ul>')
+def _grid(
+    head: Sequence[str | tuple[str, str]],
+    rows: Iterable[Sequence[Any]],
+    caption: str = '',
+    chosen: int | None = None,
+) -> _Table:
+    titles = [(name, '') if isinstance(name, str) else name for name in head]
+    cells = [[_cell(value) for value in row] for row in rows]
+    return _Table(titles, cells, caption, chosen)
 
 
-def _words() -> str:
-    limits = ''.join(f'<li>{escape(text)}</li>' for text in _LIMITS)
-    words = ''.join(f'<dt>{k}</dt><dd>{v}</dd>' for k, v in _WORDS.items())
-    bounds = page.part('What this report does not show', {}, f'<ul>{limits}</ul>')
-    return bounds + page.part('Words used here', {}, f'<dl>{words}</dl>')
+def _series(
+    name: str, places: Sequence[Any], series: Mapping[str, Sequence[Any]]
+) -> _Table:
+    return _grid([name, *series], zip(places, *series.values()))
+
+
+def _cell(value: Any, form: str = '{:.4f}', error: str | None = None) -> _Cell:
+    if isinstance(value, _Cell):
+        return value
+    if error:
+        return _Cell('failed', 'failed', error)
+    text = _text(value, form)
+    return _Cell(text, 'soft' if text == _NOTHING else '')
+
+
+def _text(value: Any, form: str = '{:.4f}') -> str:
+    r"""Returns a value, a fraction in four decimals, or that there is none."""
+    if value is None or value != value:
+        return _NOTHING
+    return form.format(value) if isinstance(value, float) else _plain(value)
+
+
+def _bounded(value: Any, interval: Sequence[Any] | None) -> _Cell:
+    if interval is None:
+        return _cell(value)
+    low, high = (_text(bound) for bound in interval)
+    return _cell(value)._replace(small=f'{low} to {high}')
+
+
+def _value_of(out: Mapping[str, Any], key: str) -> Any:
+    value = out.get(key)
+    return value.get('value') if isinstance(value, Mapping) else value
+
+
+def _interval(out: Mapping[str, Any], key: str) -> Sequence[Any] | None:
+    value, known = out.get(key), out.get('intervals')
+    span = value.get('interval') if isinstance(value, Mapping) else None
+    if span is None and isinstance(known, Mapping):
+        span = known.get(key)
+    if not isinstance(span, (list, tuple)) or len(span) != 2 or None in span:
+        return None
+    return span
+
+
+def _place(models: Mapping[str, Any]) -> int | None:
+    return list(models).index('unlearned') if 'unlearned' in models else None
+
+
+def _short(value: float | None, percent: bool = False) -> str:
+    if value is None:
+        return '–'
+    if percent:
+        return f'{value:.0%}'
+    if value == 0:
+        return '0'
+    return f'{value:.2f}' if abs(value) >= 0.01 else f'{value:.0e}'.replace('e-0', 'e-')
+
+
+def _percent(value: float | None) -> str:
+    return _NOTHING if value is None else f'{100 * value:.1f} %'
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return 'yes' if value else 'no'
+    return 'none' if value is None else str(value)
+
+
+def _capital(name: str) -> str:
+    return name[:1].upper() + name[1:]
+
+
+def _listing(names: Sequence[str]) -> str:
+    return ' and '.join([', '.join(names[:-1]), names[-1]] if names[1:] else names)
