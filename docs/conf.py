@@ -1,4 +1,4 @@
-r"""Configuration of the documentation. Every public subpackage gets a page of its own,
+r"""Configuration of the documentation. Every public package gets a page of its own,
 written here from its ``__all__``, so that the reference can't go out of date.
 """
 
@@ -46,28 +46,40 @@ if os.environ.get('DOCS_INTERSPHINX'):  # Needs the network.
     }
 
 
+def public_packages():
+    r"""Yields every package with its public names, parents first: those that no package
+    has listed before, and the others.
+    """
+    seen = set()
+    packages = pkgutil.walk_packages(tgu.__path__, f'{project}.')
+    names = [package.name for package in packages if package.ispkg]
+    for name in sorted(names, key=lambda name: (name.count('.'), name)):
+        module = importlib.import_module(name)
+        public = [x for x in getattr(module, '__all__', ()) if not x.startswith('_')]
+        own = [x for x in public if id(getattr(module, x)) not in seen]
+        seen.update(id(getattr(module, x)) for x in own)
+        if own and '._' not in name:
+            yield name, own, [x for x in public if x not in own]
+
+
 def api_pages():
     r"""Returns the text of every page of the reference by its name."""
     pages = {}
-    for module in pkgutil.iter_modules(tgu.__path__):
-        full_name = f'{project}.{module.name}'
-        public = getattr(importlib.import_module(full_name), '__all__', None)
-        if not module.ispkg or module.name.startswith('_') or not public:
-            continue
-        names = [f'    {name}' for name in public if not name.startswith('_')]
-        pages[module.name] = '\n'.join(
+    for name, own, other in public_packages():
+        pages[name.removeprefix(f'{project}.')] = '\n'.join(
             [
-                full_name,
-                '=' * len(full_name),
+                name,
+                '=' * len(name),
                 '',
-                f'.. currentmodule:: {full_name}',
+                f'.. currentmodule:: {name}',
                 '',
                 '.. autosummary::',
                 '    :nosignatures:',
                 '',
-                *names,
+                *(f'    {x}' for x in own),
                 '',
-                f'.. automodule:: {full_name}',
+                f'.. automodule:: {name}',
+                *([f'    :exclude-members: {", ".join(other)}'] if other else []),
                 '',
             ]
         )
@@ -90,16 +102,21 @@ def write_api(app):
 
 def resolve_short_name(app, env, node, contnode):
     r"""Links a name such as ``TRU`` or ``nn.models.ShardEnsemble``, wherever it is
-    described, if exactly one public object is called so.
+    described, if exactly one public object is called so. The role ``obj`` marks code
+    and values, as in PyG, and is left alone.
     """
-    if node.get('refdomain') != 'py':
+    if node.get('refdomain') != 'py' or node.get('reftype') == 'obj':
         return None
     target = node.get('reftarget', '')
     if '.' in target and not target.startswith(project):
         return None
     name = target.rpartition('.')[2]
     domain = env.get_domain('py')
-    found = [x for x in domain.objects if x.rpartition('.')[2] == name]
+    found = [
+        x
+        for x, entry in domain.objects.items()
+        if x.rpartition('.')[2] == name and not entry.aliased
+    ]
     if len(found) != 1:
         return None
     entry = domain.objects[found[0]]
