@@ -14,7 +14,8 @@ import torch_geometric_unlearn as tgu
 
 ROOT = Path(__file__).parents[1]
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
-CONCEPTS = [path for path in (ROOT / 'docs').glob('*.rst') if '>>> ' in path.read_text()]
+PAGES = sorted((ROOT / 'docs').glob('*.rst'))
+CONCEPTS = [path for path in PAGES if '>>> ' in path.read_text()]
 MODULES = [
     module.name
     for module in pkgutil.walk_packages(tgu.__path__, 'torch_geometric_unlearn.')
