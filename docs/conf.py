@@ -1,4 +1,4 @@
-r"""Configuration of the documentation. Every public package gets a page of its own,
+r"""Configuration of the documentation. Every public module gets a page of its own,
 written here from its ``__all__``, so that the reference can't go out of date.
 """
 
@@ -46,16 +46,28 @@ if os.environ.get('DOCS_INTERSPHINX'):  # Needs the network.
     }
 
 
+def public_names(module):
+    r"""Returns what a module lists as public, or else what it defines and describes."""
+    if hasattr(module, '__all__'):
+        return module.__all__
+    return [
+        name
+        for name, value in vars(module).items()
+        if getattr(value, '__module__', '') == module.__name__ and value.__doc__
+    ]
+
+
 def public_packages():
-    r"""Yields every package with its public names, parents first: those that no package
-    has listed before, and the others.
+    r"""Yields every public module with its names, parents first: those that none has
+    listed before, and the others.
     """
     seen = set()
-    packages = pkgutil.walk_packages(tgu.__path__, f'{project}.')
-    names = [package.name for package in packages if package.ispkg]
+    found = pkgutil.walk_packages(tgu.__path__, f'{project}.')
+    names = {package.name for package in found if package.ispkg}
+    names |= {f'{project}.{x}' for x in tgu.__all__ if not x.startswith('_')}
     for name in sorted(names, key=lambda name: (name.count('.'), name)):
         module = importlib.import_module(name)
-        public = [x for x in getattr(module, '__all__', ()) if not x.startswith('_')]
+        public = [x for x in public_names(module) if not x.startswith('_')]
         own = [x for x in public if id(getattr(module, x)) not in seen]
         seen.update(id(getattr(module, x)) for x in own)
         if own and '._' not in name:

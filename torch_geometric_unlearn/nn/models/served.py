@@ -30,7 +30,7 @@ class Served:
     Example:
         >>> served = Served.of(model, ForgetUsers([3])(data))
         >>> [tuple(emb.size()) for emb in served.embeddings]
-        [(100, 16), (60, 16)]
+        [(100, 64), (60, 64)]
     """
 
     def __init__(self, model: RecommenderLike, graph: Any) -> None:
