@@ -14,7 +14,7 @@ from torch_geometric_unlearn.metrics import evaluate_request, exposure, trade_of
 from torch_geometric_unlearn.nn import Served
 from torch_geometric_unlearn.utils.check import check_choice, check_int
 
-#: Names with a meaning: the model before the request, and the one to compare with.
+#: The names of the model before the request, and of the one to compare with.
 ORIGINAL, RETRAINED = 'original', 'retrained'
 
 

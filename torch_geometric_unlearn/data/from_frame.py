@@ -98,7 +98,7 @@ def from_frame(
     Shapes:
         - **interactions:** :obj:`edge_index` :math:`(2, E)`, :obj:`time` :math:`(E)`
           int64, :obj:`rating` :math:`(E)` float32
-        - **features:** :obj:`x_<modality>` :math:`(N_{item}, F)` float32
+        - **features:** ``x_<modality>`` :math:`(N_{item}, F)` float32
 
     Raises:
         ImportError: If :obj:`pandas` is not installed.

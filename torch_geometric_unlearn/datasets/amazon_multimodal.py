@@ -59,7 +59,7 @@ class AmazonMultimodal(StoredDataset):
       Held-out interactions of users without a training interaction are dropped.
     * :obj:`image_feat.npy`, :obj:`text_feat.npy`: one row per item, of any width.
 
-    Published results belong to one random split, which only its :obj:`.inter` file
+    Published results belong to one random split, which only its ``.inter`` file
     reproduces. Otherwise, everything is built from the raw files of the
     `Amazon product data <https://snap.stanford.edu/data/amazon/productGraph>`_, which
     are downloaded (gigabytes for images; broken-off downloads are continued):
@@ -108,8 +108,8 @@ class AmazonMultimodal(StoredDataset):
         modalities (tuple[str], optional): Which of :obj:`"image"` and :obj:`"text"`
             to load. Files of others are not needed.
             (default: :obj:`("image", "text")`)
-        source (str, optional): :obj:`"mmrec"` (the :obj:`.inter` file), :obj:`"snap"`
-            (the raw files), or :obj:`"auto"` (:obj:`"mmrec"` if the :obj:`.inter`
+        source (str, optional): :obj:`"mmrec"` (the ``.inter`` file), :obj:`"snap"`
+            (the raw files), or :obj:`"auto"` (:obj:`"mmrec"` if the ``.inter``
             file exists). (default: :obj:`"auto"`)
         seed (int, optional): Seed of the split. Only for source :obj:`"snap"`.
             (default: :obj:`0`)

@@ -96,7 +96,7 @@ class SyntheticMultimodal(InMemoryDataset):
             (default: :obj:`None`)
 
     Shapes:
-        - **features:** :obj:`data['item'].x_<modality>` of shape
+        - **features:** ``data['item'].x_<modality>`` of shape
           :math:`(N_{item}, F)`, float32
         - **interactions:** :obj:`edge_index` of shape :math:`(2, E)`,
           :obj:`val_edge_label_index` and :obj:`test_edge_label_index` of shape

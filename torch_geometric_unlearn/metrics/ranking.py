@@ -136,20 +136,20 @@ def evaluate_request(
 ) -> dict[str, float]:
     r"""Ranks what a request retains and what it forgets.
 
-    ===================  =================================  ===========================
-    name                 relevant                           masked
-    ===================  =================================  ===========================
-    ``retain_*``         test pairs of users and items      retained training pairs,
-                         that are not deleted               and deleted items
-    ``retain_open_*``    the same, deleted items stay       retained training pairs
-                         candidates (only with deleted
-                         items)
-    ``forget_*``         the deleted training pairs         retained training pairs
-    ``forget_heldout_*`` test pairs of deleted users and    retained training pairs
-                         items
-    ``retain_train_*``   retained training pairs of a       nothing
-                         sample of users
-    ===================  =================================  ===========================
+    ====================  ================================  ===========================
+    name                  relevant                          masked
+    ====================  ================================  ===========================
+    ``retain_*``          test pairs of users and items     retained training pairs,
+                          that are not deleted              and deleted items
+    ``retain_open_*``     the same, deleted items stay      retained training pairs
+                          candidates (only with deleted
+                          items)
+    ``forget_*``          the deleted training pairs        retained training pairs
+    ``forget_heldout_*``  test pairs of deleted users and   retained training pairs
+                          items
+    ``retain_train_*``    retained training pairs of a      nothing
+                          sample of users
+    ====================  ================================  ===========================
 
     Args:
         model (torch.nn.Module or Served): The model to look at.

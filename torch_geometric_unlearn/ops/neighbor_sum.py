@@ -29,7 +29,7 @@ class Neighbors:
 
     @property
     def transpose(self) -> list[Tensor]:
-        r"""The entries by source: their order, their nodes, and where each source
+        r"""The order of the entries by source, their nodes, and where each source
         starts.
         """
         if self._transpose is None:

@@ -216,8 +216,8 @@ def write_report(
     Args:
         result (UnlearnResult or dict): What the unlearner returned, or the result of
             :meth:`build_report`, perhaps read back from a JSON file.
-        path (str or Path): Where to write, with or without :obj:`.html` or
-            :obj:`.json`; both files share the rest of the name.
+        path (str or Path): Where to write, with or without ``.html`` or
+            ``.json``; both files share the rest of the name.
         **kwargs (optional): What there is to compare with, as for
             :meth:`build_report`. A section that lacks its input says so.
 

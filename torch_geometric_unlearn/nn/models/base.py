@@ -58,7 +58,7 @@ class Table(NamedTuple):
         init (callable): Fills a fresh table of the same shape in place, as the model
             itself did at first.
         modality (str): Where :obj:`is_raw` is set, the modality whose features
-            :obj:`data['item'].x_<modality>` it is a copy of, if the model tells.
+            ``data['item'].x_<modality>`` it is a copy of, if the model tells.
     """
 
     parameter: Tensor
