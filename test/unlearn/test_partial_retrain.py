@@ -155,15 +155,60 @@ def test_smooth_start_takes_nothing_from_deleted_rows(data):
 
 
 @pytest.mark.parametrize('name', ['MGCN', 'LightGCN', 'MIGGT', 'adapter'])
-def test_smooth_start_where_there_is_nothing_else(name, data):
+@pytest.mark.parametrize('better', ['smooth', 'drawn'])
+def test_the_better_start_goes_on(name, better, data, monkeypatch):
+    monkeypatch.setattr(partial_retrain, 'MIN_PAIRS', 1)
+    plain = partial_retrain._ValidationCurve.__call__
+    values = iter([0.1, 0.2] if better == 'smooth' else [0.2, 0.2])
+
+    def curve(self, model, graph):
+        key, value = next(iter(plain(self, model, graph).items()))
+        return {key: next(values, value)}
+
+    monkeypatch.setattr(partial_retrain._ValidationCurve, '__call__', curve)
     marked = ForgetInteractions(ratio=0.05)(data)
-    result = PartialRetrain(**FEW)(build(name, data), marked)
-    only_rows = name in ('LightGCN', 'adapter')
-    assert all(row['all_rows'] for row in result.history)
-    assert all(row['smooth_start'] == only_rows for row in result.history)
-    few = PartialRetrain(tau=0.5, **FEW)(build(name, data), ForgetUsers([3])(data))
-    assert not few.history[0]['all_rows']
-    assert not few.history[0]['smooth_start']
+    history = PartialRetrain(**FEW)(build(name, data), marked).history
+    has_choice = name in ('LightGCN', 'adapter')
+    smooth = has_choice and better == 'smooth'
+    assert all(row['all_rows'] for row in history)
+    assert all(row['smooth_start'] == smooth for row in history)
+    assert [row['epoch'] for row in history] == list(range(len(history)))
+    other = history[0].get('other_start_ndcg@20')
+    assert other == ((0.1 if smooth else 0.2) if has_choice else None)
+
+
+@pytest.mark.parametrize('name', ['LightGCN', 'adapter'])
+def test_no_choice_of_the_start_without_its_means(name, data, monkeypatch):
+    model = build(name, data)
+    marked = ForgetInteractions(ratio=0.05)(data)
+    monkeypatch.setattr(partial_retrain, 'MIN_PAIRS', 10**9)
+    (first, *_) = PartialRetrain(**FEW)(model, marked).history
+    assert first['all_rows']
+    assert not first['smooth_start']
+    monkeypatch.setattr(partial_retrain, 'MIN_PAIRS', 1)
+    (first, *_) = PartialRetrain(tau=0.5, **FEW)(model, ForgetUsers([3])(data)).history
+    assert not first['all_rows']
+    assert 'other_start_ndcg@20' not in first
+
+
+def test_both_starts_go_on_as_if_alone(data, monkeypatch):
+    r"""A run that was tried beside another ends where it would have ended alone."""
+    monkeypatch.setattr(partial_retrain, 'MIN_PAIRS', 1)
+    model, marked = build('LightGCN', data), ForgetInteractions(ratio=0.05)(data)
+    with monkeypatch.context() as patch:
+        patch.setattr(partial_retrain, 'start_smoothly', lambda *_: False)
+        alone = PartialRetrain(**FEW)(model, marked)
+    better_start = partial_retrain._better_start
+
+    def drawn(first, second, path):
+        assert better_start(first, second, path) in (first, second)
+        return first
+
+    monkeypatch.setattr(partial_retrain, '_better_start', drawn)
+    beside = PartialRetrain(**FEW)(model, marked)
+    assert [r['loss'] for r in beside.history] == [r['loss'] for r in alone.history]
+    for name, value in alone.model.state_dict().items():
+        assert torch.equal(value, beside.model.state_dict()[name]), name
 
 
 def test_everything_else_stays_bit_identical(data, trained):
@@ -246,9 +291,11 @@ def test_local_and_full_steps_agree(data, trained, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ('name', 'shared_lr'), [('MGCN', 0), ('adapter', 0), ('MIGGT', 1e-3)]
+    ('name', 'shared_lr'),
+    [('MGCN', 0), ('adapter', 0), ('MIGGT', 1e-3), ('LightGCN', 0)],
 )
 def test_resume_gives_the_same(name, shared_lr, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(partial_retrain, 'MIN_PAIRS', 1)  # So that a start is chosen.
     model, marked = build(name, data), ForgetUsers([3, 17])(data)
     kwargs = {'batch_size': 256, 'min_steps': 12, 'num_epochs': 4}
     kwargs['shared_lr'] = shared_lr
@@ -261,10 +308,10 @@ def test_resume_gives_the_same(name, shared_lr, data, tmp_path, monkeypatch):
         if len(run.history) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(partial_retrain._Run, 'save', dies)
-    with pytest.raises(KeyboardInterrupt):
-        PartialRetrain(checkpoint=path, **kwargs)(model, marked)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(partial_retrain._Run, 'save', dies)
+        with pytest.raises(KeyboardInterrupt):
+            PartialRetrain(checkpoint=path, **kwargs)(model, marked)
     with pytest.raises(FileExistsError, match='Pass resume=True'):
         PartialRetrain(checkpoint=path, **kwargs)(model, marked)
     resumed = PartialRetrain(checkpoint=path, resume=True, **kwargs)(model, marked)

@@ -72,10 +72,11 @@ class PartialRetrain(Unlearner):
 
     A model that is nothing but its ID tables, such as
     :class:`~torch_geometric_unlearn.nn.LightGCN`, would then have lost all that it
-    knows. Its rows start from what the retained interactions alone can tell of the
-    original ones: their projection on the leading singular vectors of the retained,
+    knows. So a second start is tried: what the retained interactions alone can tell of
+    the original rows, their projection on the leading singular vectors of the retained,
     normalised interactions, as many as the rows have channels, and at most a sixteenth
-    of the users or items.
+    of the users or items. Whichever start is better on validation pairs of the rows
+    after the first epoch goes on.
 
     Then Adam trains these rows on the triplets of a training epoch that touch them
     (:obj:`loader.row_loader.RowLoader`), in batches of half of :obj:`batch_size`, with
@@ -129,7 +130,9 @@ class PartialRetrain(Unlearner):
     pairs in the last epoch only, else NaN), :obj:`selected`, :obj:`num_users` and
     :obj:`num_items` (rows drawn anew),
     :obj:`num_trained` (those with a retained pair), :obj:`num_pairs` (retained pairs
-    that touch the latter), :obj:`all_rows`, :obj:`path` (:obj:`'response'`,
+    that touch the latter), :obj:`all_rows`, :obj:`smooth_start` (whether the rows
+    started from the projection; after a choice, the first row has the NDCG of the other
+    start as :obj:`other_start_ndcg@20`), :obj:`path` (:obj:`'response'`,
     :obj:`'propagate'` or :obj:`'model'`) and :obj:`seconds`. With at least 200 such
     validation pairs the best epoch is returned, else the last one.
 
@@ -225,11 +228,16 @@ class PartialRetrain(Unlearner):
         tables = [t.parameter.detach().clone() for t in model.tables() if not t.is_raw]
         draw_rows(model, touched.users, touched.items, num_users)
         reset_features(model, retained, touched.items)
-        is_smooth = touched.is_all and start_smoothly(model, tables, retained)
-        run = _Run(self, model, data, retained, touched, is_smooth)
-        run.settings['original'] = original
+        run = _Run(self, model, data, retained, touched, original)
         if path is not None and Path(path).exists():
             run.load(path)
+        elif (
+            touched.is_all
+            and run.can_choose
+            and start_smoothly(model, tables, retained)
+        ):
+            smooth = _Run(self, model, data, retained, touched, original)
+            run = _better_start(run, smooth, path)
         run.train(path)
         return model, run.history
 
@@ -244,9 +252,10 @@ class _Run:
         data: HeteroData,
         retained: HeteroData,
         touched: TouchedRows,
-        is_smooth: bool,
+        original: str,
     ) -> None:
-        self.unlearner, self.model, self.is_smooth = unlearner, model, is_smooth
+        self.unlearner, self.model = unlearner, model
+        self.is_smooth = False
         self.device = next(model.parameters()).device
         self.graph = model.build_graph(retained)
         self.touched = touched
@@ -283,6 +292,7 @@ class _Run:
         self.best: list[Tensor] | None = None
         self.settings = unlearner._settings() | {
             'data': fingerprint(data),
+            'original': original,
             'request': tensor_digest(
                 [schema.forgotten_edge_index(data), touched.users, touched.items]
             ),
@@ -301,9 +311,7 @@ class _Run:
         )
         with bar:
             while not self._is_done():
-                with ResourceMeter(self.device) as meter:
-                    row = self._epoch(bar)
-                self._record(row | {'seconds': meter.seconds})
+                self.advance(bar)
                 if path is not None:
                     self.save(path)
         if self.best is not None:
@@ -313,6 +321,12 @@ class _Run:
         chosen = self._chosen()
         for row in self.history:
             row['selected'] = row['epoch'] == chosen
+
+    def advance(self, bar: Any) -> None:
+        r"""Runs one epoch."""
+        with ResourceMeter(self.device) as meter:
+            row = self._epoch(bar)
+        self._record(row | {'seconds': meter.seconds})
 
     def _is_done(self) -> bool:
         if self.step < self.num_steps:
@@ -423,6 +437,7 @@ class _Run:
                 f'Use the same model, request and settings, or another file.'
             )
         self.history, self.step = header['history'], header['step']
+        self.is_smooth = self.history[-1]['smooth_start']
         best = {}
         for key, tensor in tensors.items():
             kind, _, rest = key.partition('/')
@@ -440,6 +455,23 @@ class _Run:
         torch.set_rng_state(tensors['rng/cpu'])
         if 'rng/cuda' in tensors:
             torch.cuda.set_rng_state(tensors['rng/cuda'], self.device)
+
+
+def _better_start(
+    drawn: _Run, smooth: _Run, path: str | os.PathLike[str] | None
+) -> _Run:
+    r"""Returns the run whose first epoch ends higher on the validation curve."""
+    smooth.is_smooth = True
+    for run in (drawn, smooth):
+        run.advance(tqdm(total=0, disable=True))
+    first, second = drawn.history[0], smooth.history[0]
+    key = _ValidationCurve.key
+    best, other = (smooth, drawn) if second[key] > first[key] else (drawn, smooth)
+    best.history[0]['other_start_ndcg@20'] = other.history[0][key]
+    best.history[0]['seconds'] += other.history[0]['seconds']
+    if path is not None:
+        best.save(path)
+    return best
 
 
 class _ValidationCurve:
