@@ -32,9 +32,8 @@ def test_one_step_lowers_the_margin(form, data, trained):
 def test_forgets_and_retains(schedule, data, trained):
     marked = ForgetUsers(ratio=0.1)(data)
     before = evaluate_request(trained, marked, ks=(5,))
-    unlearner = MMRecUn(
-        schedule=schedule, lr_reverse=2e-2, lr_repair=5e-3, batch_size=128, alpha=0.2
-    )
+    own = {'alternate': {'lr_reverse': 2e-2}, 'joint': {'alpha': 0.2}}[schedule]
+    unlearner = MMRecUn(schedule=schedule, lr_repair=5e-3, batch_size=128, **own)
     result = unlearner(trained, marked)
     after = evaluate_request(result.model, marked, ks=(5,))
     assert after['forget_recall@5'] < 0.6 * before['forget_recall@5']

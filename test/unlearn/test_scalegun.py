@@ -282,7 +282,8 @@ def test_graph_change_matters(data, trained):
 def test_scope(scope, data, trained):
     pairs = data[schema.EDGE_TYPE].edge_index
     marked = ForgetInteractions(pairs[:, 7:8])(data)
-    result = ScaleGUN(scope=scope, num_hops=1, max_iter=5)(trained, marked)
+    near = {'num_hops': 1} if scope in ('khop', 'rows') else {}
+    result = ScaleGUN(scope=scope, max_iter=5, **near)(trained, marked)
     touched = result.touched
     raw = [key for key in touched if key.startswith('features.')]
     rows = ['user_embedding.weight', 'item_embedding.weight']

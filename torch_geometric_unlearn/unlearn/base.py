@@ -3,7 +3,7 @@ from __future__ import annotations
 import copy
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import NoneType
 from typing import Any
@@ -158,6 +158,18 @@ class Unlearner(ABC):
             data (HeteroData): The data with a request, not to be changed.
             retained (HeteroData): The data after the deletion.
         """
+
+    def _refuse_idle(self, idle: Mapping[str, str]) -> None:
+        r"""Raises if an argument has another value than its default although it can't
+        act; :obj:`idle` tells by name with what.
+        """
+        parameters = inspect.signature(type(self).__init__).parameters
+        for name, reason in idle.items():
+            if getattr(self, name) != parameters[name].default:
+                raise ValueError(
+                    f"'{name}' can't act with {reason} (got {getattr(self, name)!r}). "
+                    f'Leave it out.'
+                )
 
     def _settings(self) -> dict[str, Any]:
         r"""Returns the arguments of the constructor that are plain values."""

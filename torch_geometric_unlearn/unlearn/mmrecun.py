@@ -54,7 +54,7 @@ class MMRecUn(ReverseRepair):
         seed (int, optional): Seed of every random choice. (default: :obj:`0`)
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or can't act beside the others.
 
     Example:
         >>> result = MMRecUn(num_epochs=2)(model, ForgetUsers([3])(data))
@@ -84,6 +84,8 @@ class MMRecUn(ReverseRepair):
         self.schedule = check_choice(schedule, 'schedule', ('alternate', 'joint'))
         self.alpha = check_float(alpha, 'alpha', 0.0, 1.0)
         self.row_reset = row_reset
+        idle = 'lr_reverse' if schedule == 'joint' else 'alpha'
+        self._refuse_idle({idle: f"schedule='{schedule}'"})
 
     def supports(self, model: RecommenderLike, data: HeteroData) -> tuple[bool, str]:
         ok, reason = super().supports(model, data)

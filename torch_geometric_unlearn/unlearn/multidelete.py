@@ -87,7 +87,7 @@ class MultiDelete(ReverseRepair):
         seed (int, optional): Seed of every random choice. (default: :obj:`0`)
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or can't act beside the others.
 
     Example:
         >>> result = MultiDelete(num_epochs=2)(model, ForgetUsers([3])(data))
@@ -127,6 +127,8 @@ class MultiDelete(ReverseRepair):
         self.normalise = normalise
         self.score_only = score_only
         self.lr = check_float(lr, 'lr', 0.0)
+        if repair_batches == 0:
+            self._refuse_idle({'lr_repair': 'repair_batches=0'})
 
     def _start(self, work: Workspace) -> _State:
         graph = work.graph

@@ -87,7 +87,7 @@ class ScaleGUN(Unlearner):
         seed (int, optional): Seed of every random choice. (default: :obj:`0`)
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or can't act beside the others.
 
     Example:
         >>> result = ScaleGUN(max_iter=5)(model, ForgetUsers([3])(data))
@@ -128,6 +128,8 @@ class ScaleGUN(Unlearner):
         self.max_halvings = check_int(max_halvings, 'max_halvings', 0)
         self.noise_std = check_float(noise_std, 'noise_std', 0.0)
         self.graph_change = graph_change
+        if scope in ('all_but_raw', 'all'):
+            self._refuse_idle({'num_hops': f"scope='{scope}'"})
 
     def supports(self, model: RecommenderLike, data: HeteroData) -> tuple[bool, str]:
         ok, reason = super().supports(model, data)

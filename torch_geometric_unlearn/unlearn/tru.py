@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -204,11 +203,6 @@ class TRU(ReverseRepair):
 
     def _check_acting(self) -> None:
         r"""Raises if an argument is given that can't act."""
-        given = {
-            name: value.default
-            for name, value in inspect.signature(type(self).__init__).parameters.items()
-            if name != 'self' and getattr(self, name) != value.default
-        }
         idle = {
             name: f'{switch}=False'
             for switch, names in _NEEDS.items()
@@ -216,14 +210,10 @@ class TRU(ReverseRepair):
             for name in names
         }
         if self.lr_reverse is not None:
-            idle['reach'] = "'lr_reverse'"
+            idle['reach'] = 'lr_reverse'
         if not self.scaling and not self.isolation:
             idle['num_probes'] = 'scaling=False and isolation=False'
-        for name in idle.keys() & given.keys():
-            raise ValueError(
-                f"'{name}' can't act with {idle[name]} (got {getattr(self, name)!r}). "
-                f'Leave it out.'
-            )
+        self._refuse_idle(idle)
 
     def _start(self, work: Workspace) -> _State:
         rows, reach = _BY_LEVEL[Request.of(work.data).level]

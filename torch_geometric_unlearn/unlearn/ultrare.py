@@ -122,7 +122,7 @@ class UltraRE(Unlearner):
         prepare_history (list): One row per shard of the preparation.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or can't act beside the others.
         ImportError: On use, if :obj:`POT` is not installed and the grouping is not
             random.
 
@@ -155,6 +155,9 @@ class UltraRE(Unlearner):
         self.num_rounds = check_int(num_rounds, 'num_rounds', 1)
         self.combination = check_choice(combination, 'combination', COMBINATIONS)
         self.num_workers = check_int(num_workers, 'num_workers', 0)
+        if grouping == 'random':
+            idle = dict.fromkeys(('solver', 'num_rounds'), "grouping='random'")
+            self._refuse_idle(idle)
         for name in ('checkpoint', 'resume'):
             if kwargs.get(name):
                 raise ValueError(
