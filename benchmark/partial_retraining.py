@@ -71,6 +71,7 @@ def parse():
     parser.add_argument('--methods', nargs='*', default=METHODS, choices=METHODS)
     parser.add_argument('--ratio', type=float, default=0.05, help='share to forget')
     parser.add_argument('--seed', type=int, default=999, help='of the models')
+    parser.add_argument('--num-epochs', type=int, help='largest, of every training')
     parser.add_argument('--threads', type=int, help='of torch')
     parser.add_argument('--no-training', action='store_true')
     parser.add_argument('--collect', action='store_true')
@@ -84,6 +85,8 @@ if args.threads:
     torch.set_num_threads(args.threads)
 data, title = load_dataset(args.dataset)
 build_model, fit_args = BUILD[args.backbone], training_settings(args.backbone)
+if args.num_epochs:
+    fit_args['num_epochs'] = args.num_epochs
 batch = {'batch_size': fit_args.get('batch_size', 2048)}
 rates = {'lr': fit_args.get('lr', 1e-3)}
 
