@@ -17,12 +17,11 @@ FILE = Path(__file__).with_name('public.json')
 def surface():
     r"""Every public name with its arguments and their defaults."""
     out = {}
-    for name in [*tgu.__all__, 'evaluation']:
+    for name in tgu.__all__:
         if name.startswith('_'):
             continue
         module = importlib.import_module(f'{tgu.__name__}.{name}')
-        names = getattr(module, '__all__', None)
-        for public in ['Comparison'] if name == 'evaluation' else names or []:
+        for public in module.__all__:
             out[f'{name}.{public}'] = arguments(getattr(module, public))
     return dict(sorted(out.items()))
 

@@ -14,6 +14,8 @@ from torch_geometric_unlearn.metrics import evaluate_request, exposure, trade_of
 from torch_geometric_unlearn.nn import Served
 from torch_geometric_unlearn.utils.check import check_choice, check_int
 
+__all__ = ['Comparison']
+
 #: The names of the model before the request, and of the one to compare with.
 ORIGINAL, RETRAINED = 'original', 'retrained'
 
