@@ -62,7 +62,7 @@ class NegGrad(ReverseRepair):
         seed: int = 0,
     ) -> None:
         self.lr = check_float(lr, 'lr', 0.0)
-        super().__init__(num_epochs, lr, None, 0, batch_size, seed)
+        super().__init__(num_epochs, lr, None, 1, batch_size, seed)
         self.beta = check_float(beta, 'beta', 0.0, 1.0)
         if max_norm is not None:
             check_float(max_norm, 'max_norm', 1e-12)

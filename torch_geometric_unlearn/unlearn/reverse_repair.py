@@ -107,7 +107,7 @@ class ReverseRepair(Unlearner):
         if repair_batches is not None:
             check_int(repair_batches, 'repair_batches', 0)
         self.repair_batches = repair_batches
-        self.patience = check_int(patience, 'patience', 0)
+        self.patience = check_int(patience, 'patience', 1)
         self.batch_size = check_int(batch_size, 'batch_size', 1)
 
     @abstractmethod
@@ -205,9 +205,8 @@ class ReverseRepair(Unlearner):
         ndcg = [row[ndcg_key] for row in history[first:]]
         if any(value != value for value in ndcg):  # There is no validation split.
             return True
-        return len(ndcg) - 1 - max(range(len(ndcg)), key=ndcg.__getitem__) >= max(
-            1, self.patience
-        )
+        best = max(range(len(ndcg)), key=ndcg.__getitem__)
+        return len(ndcg) - 1 - best >= self.patience
 
     def _workspace(
         self, model: RecommenderLike, data: HeteroData, retained: HeteroData
