@@ -258,9 +258,8 @@ def test_snap_without_network(from_snap, server):
 
 
 def test_encoder_is_missed_before_the_download(from_snap, server, monkeypatch):
-    name = 'torch_geometric_unlearn.datasets._text_features.find_spec'
-    monkeypatch.setattr(name, lambda package: None)
-    with pytest.raises(ImportError, match='sentence-transformers'):
+    monkeypatch.setitem(sys.modules, 'sentence_transformers', None)
+    with pytest.raises(ImportError, match="needs 'sentence_transformers'"):
         from_snap(text_encoder='all-MiniLM-L6-v2')
     assert server.asked == []
 
