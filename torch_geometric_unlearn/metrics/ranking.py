@@ -26,7 +26,6 @@ from torch_geometric.metrics import LinkPredNDCG, LinkPredRecall
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import Request
 from torch_geometric_unlearn.nn.models.served import Served
-from torch_geometric_unlearn.utils.mode import evaluating
 from torch_geometric_unlearn.utils.seed import generator
 from torch_geometric_unlearn.utils.topk import PairIndex, topk_items
 
@@ -79,14 +78,11 @@ def ranking_metrics(
     return {name: float(metric.compute()) for name, metric in metrics.items()}
 
 
-@torch.no_grad()
 def embed(model: Any, graph: Any) -> tuple[Tensor, Tensor]:
     r"""Returns user and item embeddings in evaluation mode; after it, every module has
     its own mode again.
     """
-    with evaluating(model):
-        user_emb, item_emb = model(graph)
-    return user_emb.detach(), item_emb.detach()
+    return Served(model, graph).embeddings
 
 
 def evaluate_split(

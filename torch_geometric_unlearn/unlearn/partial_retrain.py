@@ -227,7 +227,10 @@ class PartialRetrain(Unlearner):
         num_users = schema.num_users(data)
         touched = touched_rows(data, retained, self.tau, row_types(model))
         original = tensor_digest(model.state_dict().values()) if path else ''
-        tables = [t.parameter.detach().clone() for t in model.tables() if not t.is_raw]
+        tables: list[Tensor] = []  # Small requests need no copy of the whole tables.
+        if touched.is_all:
+            own = [table.parameter for table in model.tables() if not table.is_raw]
+            tables = [parameter.detach().clone() for parameter in own]
         draw_rows(model, touched.users, touched.items, num_users)
         reset_features(model, retained, touched.items)
         run = _Run(self, model, data, retained, touched, original)
