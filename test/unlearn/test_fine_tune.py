@@ -62,7 +62,7 @@ def test_bad_arguments():
     for kwargs, message in [
         ({'lr': -1.0}, "'lr' must be a finite number in"),
         ({'num_epochs': 0}, "'num_epochs' must be at least 1"),
-        ({'patience': 0}, "'patience' must be at least 1"),
+        ({'patience': -1}, "'patience' must be at least 0"),
     ]:
         with pytest.raises(ValueError, match=message):
             FineTune(**kwargs)

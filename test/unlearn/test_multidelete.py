@@ -18,8 +18,9 @@ from torch_geometric_unlearn.transforms import (
     ForgetUsers,
 )
 from torch_geometric_unlearn.unlearn import MultiDelete
-from torch_geometric_unlearn.unlearn.multidelete import Partners, _views
-from torch_geometric_unlearn.unlearn.selection import PopularityMatcher
+from torch_geometric_unlearn.unlearn.iterative import Workspace
+from torch_geometric_unlearn.unlearn.multidelete import Partners, _Run, _views
+from torch_geometric_unlearn.unlearn.selection import ForgetTarget, PopularityMatcher
 from torch_geometric_unlearn.utils.seed import isolated_seed
 
 REQUESTS = [ForgetUsers(ratio=0.1), ForgetItems([2, 4]), ForgetInteractions(ratio=0.1)]
@@ -37,8 +38,11 @@ def lightgcn():
 
 def start(unlearner, model, marked):
     retained = DropForgotten()(marked)
-    work = unlearner._workspace(copy.deepcopy(model).eval(), marked, retained)
-    return work, unlearner._start(work)
+    model = copy.deepcopy(model).eval()
+    target = ForgetTarget(marked, retained)
+    size = unlearner.batch_size, unlearner.seed
+    work = Workspace(model, marked, retained, target, *size)
+    return work, _Run(unlearner, work)
 
 
 def far_pair(model, data):
@@ -61,7 +65,7 @@ def test_contract(request_, name, data, request):
     result = check_unlearner(MultiDelete(num_epochs=2), model, request_(data))
     assert not result.exact
     assert set(LOSSES) <= set(result.history[0])
-    assert result.history[0]['reversed']
+    assert 'reversed' not in result.history[0]  # It has no reverse step.
 
 
 @pytest.mark.parametrize(
@@ -75,7 +79,7 @@ def test_one_pair_approaches_its_partners(kind, name, data, request):
     unlearner = MultiDelete(
         multimodal=0, unimodal=0, partner=kind, normalise=False, lr=1e-2
     )
-    work, state = start(unlearner, model, marked)
+    work, run = start(unlearner, model, marked)
     (user,), (item,) = schema.forgotten_edge_index(marked).tolist()
 
     known = data[schema.EDGE_TYPE].edge_index
@@ -93,7 +97,7 @@ def test_one_pair_approaches_its_partners(kind, name, data, request):
     wanted, first = float(before[others].mean()), float(before[item])
     last = []
     for step in range(300):
-        unlearner._reverse(work, state)
+        run.decouple()
         if step >= 150:
             last.append(float(scores()[item]))
     assert abs(sum(last) / 150 - wanted) < 0.15 * abs(first - wanted)
@@ -216,10 +220,10 @@ def test_losses_by_loops(name, score_only, normalise, data, request):
     unlearner = MultiDelete(
         normalise=normalise, score_only=score_only, target_graph='full'
     )
-    work, state = start(unlearner, model, marked)
+    work, run = start(unlearner, model, marked)
     views = _views(work.model, work.graph)
     target = _views(work.model, work.model.build_graph(data))
-    for x, y in zip(state.target.sides, target.sides):
+    for x, y in zip(run.target.sides, target.sides):
         assert torch.equal(x[0], y[0])
         assert torch.equal(x[1], y[1])
     is_branched = name != 'lightgcn'
@@ -257,13 +261,13 @@ def test_logged_losses_are_those_of_the_batches(request_, data, trained):
     r"""The whole step by loops: who is paired with whom, and who is retained."""
     marked = request_(data)
     unlearner = MultiDelete(lr=0.0, target_graph='full', batch_size=32)
-    work, state = start(unlearner, trained, marked)
+    work, run = start(unlearner, trained, marked)
     with torch.no_grad():
         for p in work.model.parameters():  # As if it had been trained for a while.
             p.mul_(1.1)
         views = _views(work.model, work.graph)
     seen = {'partners': [], 'retained': []}
-    draw, stream = state.partners, state.retained
+    draw, stream = run.partners, run.retained
 
     def partners(pairs, uniform):
         out = draw(pairs, uniform)
@@ -275,8 +279,8 @@ def test_logged_losses_are_those_of_the_batches(request_, data, trained):
             seen['retained'].append(batch)
             yield batch
 
-    state.partners, state.retained = partners, retained()
-    row = unlearner._reverse(work, state)
+    run.partners, run.retained = partners, retained()
+    row = run.decouple()
     pairs = torch.cat([pairs for pairs, _ in seen['partners']], dim=1)
     assert sorted(pairs.t().tolist()) == sorted(
         schema.forgotten_edge_index(marked).t().tolist()
@@ -286,17 +290,17 @@ def test_logged_losses_are_those_of_the_batches(request_, data, trained):
     expected = torch.zeros(3, dtype=torch.float64)
     for (pairs, random), batch in zip(seen['partners'], seen['retained']):
         assert set(map(tuple, batch.t().tolist())) <= kept_pairs
-        args = views, state.target
+        args = views, run.target
         expected[0] += pair_loss_by_loops(*args, pairs, random, True, False)
         expected[1] += pair_loss_by_loops(*args, batch, batch, True, False)
         users = torch.tensor([u for u in batch[0].tolist() if u not in deleted])
         if users.numel() > 0:
             expected[2] += rows_loss_by_loops(
-                views.user, state.target.user, users, True
+                views.user, run.target.user, users, True
             )
         for key, x in views.content.items():
             expected[2] += rows_loss_by_loops(
-                x, state.target.content[key], pairs[1], True
+                x, run.target.content[key], pairs[1], True
             )
     expected /= len(seen['partners'])
     got = torch.tensor([row[key] for key in LOSSES], dtype=torch.float64)
@@ -306,7 +310,7 @@ def test_logged_losses_are_those_of_the_batches(request_, data, trained):
 
 def test_target_graph(data, trained):
     marked = one_pair(data)
-    states = {
+    runs = {
         kind: start(MultiDelete(target_graph=kind), trained, marked)[1].target
         for kind in ('retained', 'full')
     }
@@ -316,14 +320,14 @@ def test_target_graph(data, trained):
     near_users = pairs[0, pairs[1] == item]
     assert near_items.numel() > 0
     assert near_users.numel() > 0
-    change = (states['retained'].user - states['full'].user).abs().amax(dim=1)
+    change = (runs['retained'].user - runs['full'].user).abs().amax(dim=1)
     assert (change[near_users] > 1e-5).all()
-    change = (states['retained'].item - states['full'].item).abs().amax(dim=1)
+    change = (runs['retained'].item - runs['full'].item).abs().amax(dim=1)
     assert (change[near_items] > 1e-5).all()
     kwargs = {'num_epochs': 2, 'lr': 1e-3}
     results = [
         MultiDelete(target_graph=kind, **kwargs)(trained, marked).model
-        for kind in states
+        for kind in runs
     ]
     weights = [model.user_embedding.weight for model in results]
     assert not torch.equal(*weights)
@@ -332,18 +336,18 @@ def test_target_graph(data, trained):
 @pytest.mark.parametrize('batch_size', [16, 1024])
 def test_retained_batches_are_where_the_damage_is(batch_size, data, trained):
     unlearner = MultiDelete(batch_size=batch_size)
-    work, state = start(unlearner, trained, one_pair(data))
+    work, run = start(unlearner, trained, one_pair(data))
     [user] = schema.forgotten_edge_index(work.data)[0].tolist()
     retained = schema.retained_edge_index(work.data)
     pairs = set(map(tuple, retained.t().tolist()))
     for _ in range(60):
-        batch = next(state.retained)
+        batch = next(run.retained)
         assert batch.size(1) <= batch_size
         assert set(map(tuple, batch.t().tolist())) <= pairs
         assert (batch[0] == user).sum() >= batch.size(1) / 2
     for request_ in REQUESTS[:2]:
-        work, state = start(unlearner, trained, request_(data))
-        total = torch.cat([next(state.retained) for _ in range(40)], dim=1)
+        work, run = start(unlearner, trained, request_(data))
+        total = torch.cat([next(run.retained) for _ in range(40)], dim=1)
         codes = schema.pair_codes(total, 60)
         everything = schema.pair_codes(schema.retained_edge_index(work.data), 60)
         assert torch.equal(codes.unique(), everything.unique())
@@ -358,9 +362,9 @@ def test_all_users_own_a_forgotten_pair(data, trained):
     first = torch.ones(order.numel(), dtype=torch.bool)
     first[1:] = store.edge_index[0, order][1:] != store.edge_index[0, order][:-1]
     marked = ForgetInteractions(store.edge_index[:, order[first]])(data)
-    work, state = start(MultiDelete(), trained, marked)
-    assert not state.is_kept.any()
-    row = MultiDelete()._reverse(work, state)
+    _, run = start(MultiDelete(), trained, marked)
+    assert not run.is_kept.any()
+    row = run.decouple()
     assert row['unimodal_loss'] == 0
 
 

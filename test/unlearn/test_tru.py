@@ -7,25 +7,15 @@ from torch_geometric.testing import onlyCUDA
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.metrics import evaluate_request
-from torch_geometric_unlearn.nn import MGCN, Triplets
+from torch_geometric_unlearn.nn import MGCN
 from torch_geometric_unlearn.transforms import (
-    DropForgotten,
     ForgetInteractions,
     ForgetItems,
     ForgetUsers,
 )
 from torch_geometric_unlearn.unlearn import TRU, MMRecUn
-from torch_geometric_unlearn.unlearn.modules import (
-    LeafModule,
-    branch_names,
-    leaf_modules,
-)
-from torch_geometric_unlearn.unlearn.tru import (
-    RankingFusionGate,
-    branch_energy,
-    branch_scales,
-    isolate_modules,
-)
+from torch_geometric_unlearn.unlearn.branch_scaling import branch_names
+from torch_geometric_unlearn.unlearn.layer_isolation import leaf_modules
 
 REVERSE_ONLY = {'num_epochs': 1, 'num_passes': 1, 'repair_batches': 0}
 
@@ -89,39 +79,6 @@ def test_history_holds_the_diagnostics(marked, trained):
 # 1. Ranking fusion gate.
 
 
-def test_threshold_by_brute_force(marked, trained):
-    retained = DropForgotten()(marked)
-    embeddings = trained(trained.build_graph(retained))
-    gate = RankingFusionGate(retained, k=5)
-    users = torch.tensor([4, 0, 4])
-    threshold, temperature = gate.thresholds(users, embeddings)
-    scores = embeddings[0] @ embeddings[1].t()
-    edge_index = retained[schema.EDGE_TYPE].edge_index
-    for u, tau in zip(users.tolist(), threshold.tolist()):
-        known = set(edge_index[1, edge_index[0] == u].tolist())
-        free = [s for i, s in enumerate(scores[u].tolist()) if i not in known]
-        assert tau == pytest.approx(sorted(free, reverse=True)[4], abs=1e-6)
-    spread = torch.stack([scores[u].std(correction=0) for u in (0, 4)]).mean()
-    assert float(temperature) == pytest.approx(float(spread) / 4, rel=1e-5)
-
-
-def test_gate_opens_in_the_list_and_closes_below(marked, trained):
-    retained = DropForgotten()(marked)
-    user_emb, item_emb = trained(trained.build_graph(retained))
-    user = torch.full((60,), 4)
-    item = (user_emb[4] @ item_emb.t()).argsort(descending=True)
-    batch = Triplets(user, item, item)
-    pos_score = (user_emb[user] * item_emb[item]).sum(dim=-1)
-    gate, penalty = RankingFusionGate(retained, k=5)(
-        batch, pos_score, (user_emb, item_emb)
-    )
-    assert (gate.diff() <= 0).all()
-    assert gate[0] > 0.5 > gate[-1]
-    assert not gate.requires_grad
-    assert penalty.requires_grad
-    assert penalty > 0
-
-
 def test_gate_term_reaches_fusion_only(marked, trained):
     weak = TRU(scaling=False, gate_weight=0.0, **REVERSE_ONLY)(trained, marked)
     strong = TRU(scaling=False, gate_weight=50.0, **REVERSE_ONLY)(trained, marked)
@@ -131,44 +88,7 @@ def test_gate_term_reaches_fusion_only(marked, trained):
     assert {branches[name] for name in moved} == {'fusion'}
 
 
-def test_few_items_left_for_a_user(trained, data):
-    r"""A user with fewer free items than the list is long has a finite threshold."""
-    user_emb, item_emb = trained(trained.build_graph(data))
-    gate = RankingFusionGate(data, k=60)
-    threshold, _ = gate.thresholds(torch.arange(100), (user_emb, item_emb))
-    assert torch.isfinite(threshold).all()
-
-
 # 2. Branch-wise modality scaling.
-
-
-def test_branch_scales_by_hand():
-    alpha = branch_scales({'a': 3.0, 'b': 1.0}, {'a': 1.0, 'b': 3.0})
-    assert alpha == pytest.approx({'a': 0.75 / 0.5, 'b': 0.25 / 0.5})
-    assert branch_scales({'a': 1.0, 'b': 0.0}, {'a': 1.0, 'b': 1.0})['b'] == 0.25
-    none = branch_scales({'a': 0.0, 'b': 0.0}, {'a': 0.0, 'b': 0.0})
-    assert none == {'a': 0.25, 'b': 0.25}
-    assert branch_scales({'a': 1.0}, {'a': 0.0}) == {'a': 1.0}
-
-
-def test_the_memorising_branch_gets_the_larger_scale():
-    r"""Scores are a sum over two branches, of which one has memorised the pairs."""
-    torch.manual_seed(0)
-    users, pos, neg = torch.randn(3, 32, 8).unbind()
-    memory = torch.nn.Parameter(pos.clone())
-    innocent = torch.nn.Parameter(0.01 * torch.randn(32, 8))
-
-    def energies(forget):
-        x = (memory * (pos - neg)).sum(-1) + (innocent * users).sum(-1)
-        loss = torch.nn.functional.softplus(x if forget else -x).mean()
-        grads = torch.autograd.grad(loss, [memory, innocent])
-        names = {'m': 'memory', 'i': 'innocent'}
-        return branch_energy(dict(zip(names, grads)), names)
-
-    alpha = branch_scales(energies(True), energies(False))
-    assert alpha['memory'] >= alpha['innocent']
-    # Measured with the forward loss, a memorised branch would look forgotten.
-    assert energies(True)['memory'] > 10 * energies(False)['memory']
 
 
 def test_doubling_alpha_doubles_the_first_step(marked, trained, monkeypatch):
@@ -200,45 +120,6 @@ def test_doubling_alpha_doubles_the_first_step(marked, trained, monkeypatch):
 
 
 # 3. Capacity-aware layer isolation.
-
-
-def leaf(name, size, is_raw=False):
-    return LeafModule(name, [name], None, is_raw, size)
-
-
-def test_isolation_by_hand():
-    parameters = {n: torch.ones(s) for n, s in zip('abcd', (10, 10, 20, 100))}
-    grads = {n: torch.full_like(p, 4.0 - i) for i, (n, p) in enumerate(
-        parameters.items())}
-
-    def select(top_k, capacity):
-        modules = [leaf('a', 10), leaf('b', 10), leaf('c', 20), leaf('d', 100, True)]
-        isolate_modules(modules, grads, parameters, top_k, capacity)
-        assert [m.sensitivity for m in modules] == pytest.approx([16, 9, 4, 1])
-        return ''.join(m.name for m in modules if m.selected)
-
-    assert select(1, 0.0) == 'a'
-    assert select(1, 0.5) == 'ab'  # 20 of 40; the raw table does not count.
-    assert select(1, 0.51) == 'abc'
-    assert select(1, 1.0) == 'abc'  # A raw table enters through the top only.
-    assert select(4, 0.0) == 'abcd'
-
-
-def test_relative_sensitivity():
-    parameters = {'a': torch.full((10,), 2.0)}
-    modules = [leaf('a', 10)]
-    isolate_modules(
-        modules, {'a': torch.ones(10)}, parameters, 1, 0.0, sensitivity='relative'
-    )
-    assert modules[0].sensitivity == pytest.approx(0.25)
-
-
-def test_leaf_modules_partition_the_parameters(trained):
-    modules = leaf_modules(trained)
-    names = [name for module in modules for name in module.parameters]
-    assert sorted(names) == sorted(dict(trained.named_parameters()))
-    assert [m.name for m in modules if m.is_raw] == ['features.image', 'features.text']
-    assert sum(m.size for m in modules) == sum(p.numel() for p in trained.parameters())
 
 
 def test_masked_out_parameters_stay_bit_identical(marked, trained):

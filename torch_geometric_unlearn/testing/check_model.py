@@ -9,7 +9,7 @@ from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.loader import TripletLoader
 from torch_geometric_unlearn.metrics import embed
 from torch_geometric_unlearn.transforms import DropForgotten, ForgetInteractions
-from torch_geometric_unlearn.unlearn.modules import branch_names
+from torch_geometric_unlearn.unlearn.branch_scaling import branch_names
 from torch_geometric_unlearn.utils.mode import evaluating
 
 from ._snapshot import assert_same, snapshot

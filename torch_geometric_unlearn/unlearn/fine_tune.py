@@ -1,16 +1,11 @@
 from __future__ import annotations
 
-from typing import Any
-
-from torch_geometric.data import HeteroData
-
-from torch_geometric_unlearn.nn.models.base import RecommenderLike
 from torch_geometric_unlearn.utils.check import check_float
 
-from .reverse_repair import ReverseRepair, Workspace
+from .iterative import IterativeUnlearner, Step, Workspace, repair
 
 
-class FineTune(ReverseRepair):
+class FineTune(IterativeUnlearner):
     r"""Goes on training by the model's own full loss on the retained interactions, the
     third control of every comparison.
 
@@ -24,7 +19,8 @@ class FineTune(ReverseRepair):
         lr (float, optional): Learning rate, that of the training.
             (default: :obj:`1e-3`)
         patience (int, optional): Epochs without gain in retained validation NDCG to sit
-            out once the forget target is met. (default: :obj:`5`)
+            out once the forget target is met; with 0, the run ends with the epoch that
+            meets it. (default: :obj:`5`)
         batch_size (int, optional): Pairs per batch. (default: :obj:`2048`)
         seed (int, optional): Seed of every random choice. (default: :obj:`0`)
 
@@ -46,18 +42,8 @@ class FineTune(ReverseRepair):
         seed: int = 0,
     ) -> None:
         self.lr = check_float(lr, 'lr', 0.0)
-        super().__init__(num_epochs, lr, None, patience, batch_size, seed)
+        super().__init__(num_epochs, patience, batch_size, seed)
 
-    def _start(self, work: Workspace) -> None:
-        return None
-
-    def _reverse(self, work: Workspace, state: None) -> dict[str, Any]:
-        return {}
-
-    def _unlearn(
-        self, model: RecommenderLike, data: HeteroData, retained: HeteroData
-    ) -> tuple[RecommenderLike, list[dict[str, Any]]]:
-        model, history = super()._unlearn(model, data, retained)
-        for row in history:  # There is no reverse step to tell about.
-            del row['reversed']
-        return model, history
+    def _set_up(self, work: Workspace) -> tuple[Step, None]:
+        optimizer = work.optimizer(self.lr)
+        return lambda met: repair(work, optimizer), None

@@ -16,7 +16,8 @@ from torch_geometric_unlearn.utils.seed import generator
 
 from ._second_order import near_nodes
 from .base import Unlearner
-from .selection import ForgetTarget, Selector
+from .iterative import iterate
+from .selection import ForgetTarget
 
 
 class GNNDelete(Unlearner):
@@ -104,30 +105,19 @@ class GNNDelete(Unlearner):
             name: torch.optim.Adam(operator.parameters(), lr=self.lr, fused=True)
             for name, operator in out.operators.items()
         }
-        measure = ForgetTarget(data, retained)
-        selector = Selector(f'retain_val_ndcg@{measure.k}')
-        history: list[dict[str, Any]] = []
-        for epoch in range(self.num_epochs):
+
+        def step(met: bool) -> dict[str, Any]:
             first, last = {}, {}
             for name, target in original.items():  # The one after the fusion is last.
                 source = target
                 if name == OUT and isinstance(model, HasFusion):
                     source = torch.cat(model.fuse(graph, out.branch_embeddings(graph)))
-                step = optimizers[name], source, target, targets
-                first[name], last[name] = self._train(out.operators[name], *step)
-            row: dict[str, Any] = {'epoch': epoch}
-            row |= {'first_loss': first, 'last_loss': last}
-            row |= measure.measure(out, graph)
-            selector.update(out, row, epoch)
-            history.append(row)
-        if selector.state is None:
-            raise FloatingPointError(
-                f'{self} found no finite epoch. Lower its learning rate, or go back to '
-                f'an intact model.'
-            )
-        out.load_state_dict(selector.state)
-        for row in history:
-            row['selected'] = row['epoch'] == selector.index
+                train = optimizers[name], source, target, targets
+                first[name], last[name] = self._train(out.operators[name], *train)
+            return {'first_loss': first, 'last_loss': last}
+
+        measure = ForgetTarget(data, retained)
+        history = iterate(out, graph, measure, step, self.num_epochs)
         return out, history
 
     @torch.enable_grad()

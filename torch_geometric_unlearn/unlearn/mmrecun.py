@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -8,13 +7,13 @@ from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.nn.functional import reverse_bpr_loss
 from torch_geometric_unlearn.nn.models.base import RecommenderLike
-from torch_geometric_unlearn.utils.check import check_choice, check_float
+from torch_geometric_unlearn.utils.check import check_choice, check_float, check_int
 
-from .reverse_repair import ReverseRepair, Workspace
+from .iterative import IterativeUnlearner, Step, Workspace, joint_pass, repair
 from .row_reset import lacks_id_table, reset_rows
 
 
-class MMRecUn(ReverseRepair):
+class MMRecUn(IterativeUnlearner):
     r"""Reverse BPR on the forget set and forward training on the retain set, from the
     `"Multi-Modal Recommendation Unlearning for Legal, Licensing, and Modality
     Constraints" <https://arxiv.org/abs/2405.15328>`_ paper.
@@ -46,7 +45,8 @@ class MMRecUn(ReverseRepair):
         repair_batches (int, optional): Repair batches per round, a full pass if
             :obj:`None`. (default: :obj:`None`)
         patience (int, optional): Rounds without gain to sit out once the target is
-            met. (default: :obj:`5`)
+            met; with 0, the run ends with the round that meets it.
+            (default: :obj:`5`)
         row_reset (bool, optional): Whether to draw the ID rows of deleted users and
             items anew at the end; report it as a separate line.
             (default: :obj:`False`)
@@ -76,10 +76,12 @@ class MMRecUn(ReverseRepair):
         batch_size: int = 2048,
         seed: int = 0,
     ) -> None:
-        super().__init__(
-            num_epochs, lr_repair, repair_batches, patience, batch_size, seed
-        )
+        super().__init__(num_epochs, patience, batch_size, seed)
         self.lr_reverse = check_float(lr_reverse, 'lr_reverse', 0.0)
+        self.lr_repair = check_float(lr_repair, 'lr_repair', 0.0)
+        if repair_batches is not None:
+            check_int(repair_batches, 'repair_batches', 0)
+        self.repair_batches = repair_batches
         self.form = check_choice(form, 'form', ('swap', 'negate'))
         self.schedule = check_choice(schedule, 'schedule', ('alternate', 'joint'))
         self.alpha = check_float(alpha, 'alpha', 0.0, 1.0)
@@ -93,34 +95,42 @@ class MMRecUn(ReverseRepair):
             reason = lacks_id_table(model)
         return not reason, reason
 
-    def _start(self, work: Workspace) -> torch.optim.Optimizer:
-        parameters = [p for p in work.model.parameters() if p.requires_grad]
-        return torch.optim.Adam(parameters, lr=self.lr_reverse, fused=True)
+    def _set_up(self, work: Workspace) -> tuple[Step, None]:
+        optimizer = work.optimizer(self.lr_repair)
+        if self.schedule == 'joint':
+            num_batches = self.repair_batches
+            if num_batches is None:
+                num_batches = max(len(work.forget_loader), len(work.retain_loader))
+            joint = work, optimizer, self.form, self.alpha, num_batches
+
+            def step(met: bool) -> dict[str, Any]:
+                return ({} if met else joint_pass(*joint)) | {'reversed': not met}
+
+            return step, None
+
+        reverse_optimizer = work.optimizer(self.lr_reverse)
+
+        def alternate(met: bool) -> dict[str, Any]:
+            row: dict[str, Any] = {}
+            if not met:
+                row |= self._reverse(work, reverse_optimizer)
+            row['reversed'] = not met
+            return row | repair(work, optimizer, self.repair_batches)
+
+        return alternate, None
 
     def _reverse(
-        self, work: Workspace, state: torch.optim.Optimizer
-    ) -> dict[str, Any]:
-        if self.schedule == 'joint':
-            return self._joint(work)
+        self, work: Workspace, optimizer: torch.optim.Optimizer
+    ) -> dict[str, float]:
         total = torch.zeros((), device=work.device)
         for batch in work.forget_loader:
-            state.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=True)
             pos_score, neg_score, _ = work.scores(batch.to(work.device))
             loss = reverse_bpr_loss(pos_score, neg_score, self.form)
             loss.backward()
-            state.step()
+            optimizer.step()
             total += loss.detach()
         return {'reverse_loss': float(total) / len(work.forget_loader)}
-
-    def _joint(self, work: Workspace) -> dict[str, Any]:
-        num_batches = max(len(work.forget_loader), len(work.retain_loader))
-        if self.repair_batches is not None:
-            num_batches = self.repair_batches
-        loss = joint_pass(work, self.form, self.alpha, num_batches)
-        return {'reverse_loss': loss}
-
-    def _repair(self, work: Workspace) -> dict[str, Any]:
-        return {} if self.schedule == 'joint' else super()._repair(work)
 
     def _unlearn(
         self, model: RecommenderLike, data: HeteroData, retained: HeteroData
@@ -130,45 +140,3 @@ class MMRecUn(ReverseRepair):
             reset_rows(model, data)
         return model, history
 
-
-def joint_pass(
-    work: Workspace,
-    form: str,
-    alpha: float,
-    num_batches: int,
-    max_norm: float | None = None,
-) -> float:
-    r"""Runs steps on :math:`\alpha \mathcal{L}_{repair} + (1 - \alpha)
-    \mathcal{L}_{reverse}` in place and returns the mean reverse loss.
-
-    Args:
-        work (Workspace): What the steps work on.
-        form (str): Reading of the reverse loss.
-        alpha (float): The weight :math:`\alpha`; at 0 no retained batch is looked at.
-        num_batches (int): Number of steps; a side with fewer batches starts again.
-        max_norm (float, optional): Largest norm of the gradient. (default: :obj:`None`)
-    """
-    parameters = [p for p in work.model.parameters() if p.requires_grad]
-    total = torch.zeros((), device=work.device)
-    pairs = zip(_endless(work.forget_loader), _endless(work.retain_loader))
-    for forget_batch, retain_batch in islice(pairs, num_batches):
-        work.repair_optimizer.zero_grad(set_to_none=True)
-        pos_score, neg_score, _ = work.scores(forget_batch.to(work.device))
-        loss = reverse = reverse_bpr_loss(pos_score, neg_score, form)
-        if alpha > 0:
-            work.model.train()
-            repair = work.model.loss(work.graph, retain_batch.to(work.device))
-            if getattr(work.model, 'reduction', 'mean') == 'sum':
-                loss = reverse * retain_batch.user.numel()
-            loss = alpha * repair + (1 - alpha) * loss
-        loss.backward()
-        if max_norm is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, max_norm)
-        work.repair_optimizer.step()
-        total += reverse.detach()
-    return float(total) / max(1, num_batches)
-
-
-def _endless(loader: Any) -> Any:
-    for _ in cycle([0]):
-        yield from loader

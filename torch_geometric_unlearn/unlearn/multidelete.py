@@ -17,16 +17,16 @@ from torch_geometric_unlearn.nn.models.base import (
     HasFusion,
     RecommenderLike,
 )
-from torch_geometric_unlearn.utils.check import check_choice, check_float
+from torch_geometric_unlearn.utils.check import check_choice, check_float, check_int
 from torch_geometric_unlearn.utils.seed import generator
 
-from .reverse_repair import ReverseRepair, Workspace
+from .iterative import IterativeUnlearner, Step, Workspace, repair
 from .selection import PopularityMatcher
 
 _PARTNERS = ('popularity', 'uniform', 'batch')
 
 
-class MultiDelete(ReverseRepair):
+class MultiDelete(IterativeUnlearner):
     r"""Modality decoupling with multimodal and unimodal retention, from the
     `"MultiDelete for Multimodal Machine Unlearning"
     <https://arxiv.org/abs/2311.12047>`_ paper.
@@ -77,7 +77,8 @@ class MultiDelete(ReverseRepair):
         num_epochs (int, optional): Largest number of passes over the forgotten
             interactions. (default: :obj:`30`)
         patience (int, optional): Epochs without gain in retained validation NDCG to sit
-            out once the forget target is met. (default: :obj:`1`)
+            out once the forget target is met; with 0, the run ends with the epoch that
+            meets it. (default: :obj:`1`)
         repair_batches (int, optional): Batches of ordinary training after every pass, a
             full pass if :obj:`None`; anything but 0 is another method.
             (default: :obj:`0`)
@@ -94,8 +95,6 @@ class MultiDelete(ReverseRepair):
         >>> result.history[0]['multimodal_loss'] >= 0
         True
     """
-
-    pauses = False  # Forgetting and retaining are one loss.
 
     def __init__(
         self,
@@ -114,9 +113,7 @@ class MultiDelete(ReverseRepair):
         batch_size: int = 1024,
         seed: int = 0,
     ) -> None:
-        super().__init__(
-            num_epochs, lr_repair, repair_batches, patience, batch_size, seed
-        )
+        super().__init__(num_epochs, patience, batch_size, seed)
         self.decoupling = check_float(decoupling, 'decoupling', 0.0)
         self.multimodal = check_float(multimodal, 'multimodal', 0.0)
         self.unimodal = check_float(unimodal, 'unimodal', 0.0)
@@ -127,49 +124,15 @@ class MultiDelete(ReverseRepair):
         self.normalise = normalise
         self.score_only = score_only
         self.lr = check_float(lr, 'lr', 0.0)
+        self.lr_repair = check_float(lr_repair, 'lr_repair', 0.0)
+        if repair_batches is not None:
+            check_int(repair_batches, 'repair_batches', 0)
+        self.repair_batches = repair_batches
         if repair_batches == 0:
             self._refuse_idle({'lr_repair': 'repair_batches=0'})
 
-    def _start(self, work: Workspace) -> _State:
-        graph = work.graph
-        if self.target_graph == 'full':
-            graph = work.model.build_graph(without_request(work.data))
-        work.model.eval()
-        with torch.no_grad():
-            target = _views(work.model, graph)
-        parameters = [p for p in work.model.parameters() if p.requires_grad]
-        return _State(
-            target=target,
-            optimizer=torch.optim.Adam(parameters, lr=self.lr, fused=True),
-            retained=self._retained_pairs(work),
-            partners=Partners(work.data, self.partner, self.seed),
-            is_kept=_kept_users(work),
-        )
-
-    def _reverse(self, work: Workspace, state: _State) -> dict[str, Any]:
-        total = torch.zeros(3, device=work.device)
-        work.model.eval()
-        for batch in work.forget_loader:
-            pairs = torch.stack([batch.user, batch.pos_item])
-            random = state.partners(pairs, batch.neg_item).to(work.device)
-            pairs = pairs.to(work.device)
-            retained = next(state.retained)[:, : self.batch_size].to(work.device)
-            views = _views(work.model, work.graph)
-            decoupling = self._pair_loss(views, state.target, pairs, random)
-            multimodal = self._pair_loss(views, state.target, retained, retained)
-            users = retained[0][state.is_kept[retained[0]]]
-            unimodal = self._side_loss(views, state.target, pairs[1], users)
-            loss = (
-                self.decoupling * decoupling
-                + self.multimodal * multimodal
-                + self.unimodal * unimodal
-            )
-            state.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            state.optimizer.step()
-            total += torch.stack([decoupling, multimodal, unimodal]).detach()
-        names = ('decoupling_loss', 'multimodal_loss', 'unimodal_loss')
-        return dict(zip(names, (total / len(work.forget_loader)).tolist()))
+    def _set_up(self, work: Workspace) -> tuple[Step, None]:
+        return _Run(self, work).step, None
 
     def _pair_loss(
         self, views: _Views, target: _Views, pairs: Tensor, target_pairs: Tensor
@@ -298,13 +261,58 @@ class _Views:
         return [(self.user, self.item), *self.branches]
 
 
-@dataclass
-class _State:
-    target: _Views
-    optimizer: torch.optim.Optimizer
-    retained: Iterator[Tensor]
-    partners: Partners
-    is_kept: Tensor
+class _Run:
+    r"""One run on one request: the targets, and what the steps go on from."""
+
+    def __init__(self, method: MultiDelete, work: Workspace) -> None:
+        self.method = method
+        self.work = work
+        graph = work.graph
+        if method.target_graph == 'full':
+            graph = work.model.build_graph(without_request(work.data))
+        work.model.eval()
+        with torch.no_grad():
+            self.target = _views(work.model, graph)
+        self.optimizer = work.optimizer(method.lr)
+        self.repair_optimizer = work.optimizer(method.lr_repair)
+        self.retained = method._retained_pairs(work)
+        self.partners = Partners(work.data, method.partner, method.seed)
+        self.is_kept = _kept_users(work)
+
+    def step(self, met: bool) -> dict[str, Any]:
+        r"""Runs one epoch; as forgetting and retaining are one loss, also when the
+        target is met.
+        """
+        return self.decouple() | repair(
+            self.work, self.repair_optimizer, self.method.repair_batches
+        )
+
+    def decouple(self) -> dict[str, float]:
+        r"""Takes a step per batch of forgotten pairs and returns the mean losses."""
+        method, work, target = self.method, self.work, self.target
+        total = torch.zeros(3, device=work.device)
+        work.model.eval()
+        for batch in work.forget_loader:
+            pairs = torch.stack([batch.user, batch.pos_item])
+            random = self.partners(pairs, batch.neg_item).to(work.device)
+            pairs = pairs.to(work.device)
+            retained = next(self.retained)[:, : method.batch_size].to(work.device)
+            views = _views(work.model, work.graph)
+            decoupling = method._pair_loss(views, target, pairs, random)
+            multimodal = method._pair_loss(views, target, retained, retained)
+            users = retained[0][self.is_kept[retained[0]]]
+            unimodal = method._side_loss(views, target, pairs[1], users)
+            loss = (
+                method.decoupling * decoupling
+                + method.multimodal * multimodal
+                + method.unimodal * unimodal
+            )
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+            total += torch.stack([decoupling, multimodal, unimodal]).detach()
+        names = ('decoupling_loss', 'multimodal_loss', 'unimodal_loss')
+        return dict(zip(names, (total / len(work.forget_loader)).tolist()))
 
 
 def _views(model: RecommenderLike, graph: Any) -> _Views:

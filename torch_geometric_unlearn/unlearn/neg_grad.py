@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-from typing import Any
-
 from torch_geometric_unlearn.utils.check import check_float
 
-from .mmrecun import joint_pass
-from .reverse_repair import ReverseRepair, Workspace
+from .iterative import IterativeUnlearner, Step, Workspace, joint_pass
 
 
-class NegGrad(ReverseRepair):
+class NegGrad(IterativeUnlearner):
     r"""Gradient ascent on the forgotten interactions, with or without descent on the
     retained ones, known for classifiers as NegGrad+ from the `"Towards Unbounded
     Machine Unlearning" <https://arxiv.org/abs/2302.09880>`_ paper.
@@ -62,24 +59,16 @@ class NegGrad(ReverseRepair):
         seed: int = 0,
     ) -> None:
         self.lr = check_float(lr, 'lr', 0.0)
-        super().__init__(num_epochs, lr, None, 1, batch_size, seed)
+        super().__init__(num_epochs, 0, batch_size, seed)
         self.beta = check_float(beta, 'beta', 0.0, 1.0)
         if max_norm is not None:
             check_float(max_norm, 'max_norm', 1e-12)
         self.max_norm = max_norm
 
-    def _start(self, work: Workspace) -> None:
-        return None
-
-    def _reverse(self, work: Workspace, state: None) -> dict[str, Any]:
+    def _set_up(self, work: Workspace) -> tuple[Step, None]:
         num_batches = len(work.forget_loader)
         if self.beta > 0:
             num_batches = max(num_batches, len(work.retain_loader))
-        loss = joint_pass(work, 'negate', self.beta, num_batches, self.max_norm)
-        return {'reverse_loss': loss}
-
-    def _repair(self, work: Workspace) -> dict[str, Any]:
-        return {}  # Part of the same step.
-
-    def _should_stop(self, history: list[dict[str, Any]], ndcg_key: str) -> bool:
-        return bool(history[-1]['target_met'])
+        optimizer = work.optimizer(self.lr)
+        joint = work, optimizer, 'negate', self.beta, num_batches, self.max_norm
+        return lambda met: joint_pass(*joint), None

@@ -1,26 +1,23 @@
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch_geometric.data import HeteroData
 
-from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import Request
 from torch_geometric_unlearn.nn.functional import bpr_loss, reverse_bpr_loss
 from torch_geometric_unlearn.nn.models import Triplets
 from torch_geometric_unlearn.nn.models.base import RecommenderLike, named_tables
 from torch_geometric_unlearn.utils.check import check_choice, check_float, check_int
-from torch_geometric_unlearn.utils.topk import PairIndex
 
+from .branch_scaling import branch_energy, branch_names, branch_scales
+from .iterative import Fault, IterativeUnlearner, Step, Workspace, repair
+from .layer_isolation import LeafModule, isolate_modules, leaf_modules, movable_rows
 from .masked_adam import MaskedAdam
-from .modules import LeafModule, branch_names, leaf_modules
-from .reverse_repair import ReverseRepair, Workspace
+from .ranking_fusion_gate import RankingFusionGate
 
 #: Which rows a request is about, and how far they move, by its level [ours].
 _BY_LEVEL = {
@@ -37,20 +34,25 @@ _NEEDS = {
     'scaling': ('alpha_range', 'smoothing'),
     'isolation': ('rows', 'shared_rate', 'top_k', 'capacity', 'sensitivity'),
 }
+_Grads = dict[str, Tensor]
 
 
-class TRU(ReverseRepair):
+class TRU(IterativeUnlearner):
     r"""Targeted reverse update from the `"TRU: Targeted Reverse Update for Efficient
     Multimodal Recommendation Unlearning" <https://arxiv.org/abs/2604.02183>`_ paper.
 
     Keeps the reverse-repair protocol and reverses deleted influence only where it sits:
 
-    1. The **ranking fusion gate** (:class:`RankingFusionGate`) penalises the residual
-       ranking influence of deleted pairs at the parameters that fuse the branches.
-    2. **Branch-wise modality scaling** (:meth:`branch_scales`) gives the stronger
-       correction to branches that still carry forget-side influence.
-    3. **Capacity-aware layer isolation** (:meth:`isolate_modules`) reverses only the
-       modules that are most sensitive to the deletion.
+    1. The **ranking fusion gate**
+       (:class:`~torch_geometric_unlearn.unlearn.ranking_fusion_gate.RankingFusionGate`)
+       penalises the residual ranking influence of deleted pairs at the parameters that
+       fuse the branches.
+    2. **Branch-wise modality scaling**
+       (:meth:`~torch_geometric_unlearn.unlearn.branch_scaling.branch_scales`) gives the
+       stronger correction to branches that still carry forget-side influence.
+    3. **Capacity-aware layer isolation**
+       (:meth:`~torch_geometric_unlearn.unlearn.layer_isolation.isolate_modules`)
+       reverses only the modules that are most sensitive to the deletion.
 
     The reverse step of a module :math:`l` in branch :math:`b` is
 
@@ -107,7 +109,8 @@ class TRU(ReverseRepair):
         repair_batches (int, optional): Repair batches per epoch, a full pass if
             :obj:`None`. (default: :obj:`10`)
         patience (int, optional): Epochs without gain in retained validation NDCG to sit
-            out once the target is met. (default: :obj:`1`)
+            out once the target is met; with 0, the run ends with the epoch that meets
+            it. (default: :obj:`1`)
         max_drop (float, optional): Largest relative fall of retained validation NDCG,
             in :math:`[0, 1]`. (default: :obj:`0.2`)
         k (int, optional): Length of the lists that the gate looks at.
@@ -168,9 +171,7 @@ class TRU(ReverseRepair):
         batch_size: int = 2048,
         seed: int = 0,
     ) -> None:
-        super().__init__(
-            num_epochs, lr_repair, repair_batches, patience, batch_size, seed
-        )
+        super().__init__(num_epochs, patience, batch_size, seed)
         self.gate = gate
         self.scaling = scaling
         self.isolation = isolation
@@ -180,6 +181,10 @@ class TRU(ReverseRepair):
         if lr_reverse is not None:
             check_float(lr_reverse, 'lr_reverse', 0.0)
         self.lr_reverse = lr_reverse
+        self.lr_repair = check_float(lr_repair, 'lr_repair', 0.0)
+        if repair_batches is not None:
+            check_int(repair_batches, 'repair_batches', 0)
+        self.repair_batches = repair_batches
         self.shared_rate = check_float(shared_rate, 'shared_rate', 0.0)
         self.num_passes = check_int(num_passes, 'num_passes', 1)
         self.max_drop = check_float(max_drop, 'max_drop', 0.0, 1.0)
@@ -215,344 +220,169 @@ class TRU(ReverseRepair):
             idle['num_probes'] = 'scaling=False and isolation=False'
         self._refuse_idle(idle)
 
-    def _start(self, work: Workspace) -> _State:
+    def _set_up(self, work: Workspace) -> tuple[Step, Fault]:
+        run = _Run(self, work)
+        return run.step, run.fault
+
+
+class _Run:
+    r"""One run of TRU on one request."""
+
+    def __init__(self, tru: TRU, work: Workspace) -> None:
         rows, reach = _BY_LEVEL[Request.of(work.data).level]
-        rows = rows if self.rows == 'auto' else self.rows
-        reach = reach if self.reach == 'auto' else float(self.reach)
-        movable = self._movable_rows(work, rows) if self.isolation else {}
-        modules = leaf_modules(work.model, movable)
-        branches = branch_names(work.model)
-        fusion = [name for name, branch in branches.items() if branch == 'fusion']
-        return _State(
-            lr=self._step_sizes(work, modules, reach),
-            modules=modules,
-            branches=branches,
-            fusion=fusion or list(modules[-1].parameters),
-            gate=RankingFusionGate(work.retained, self.k, self.margin),
-            longest=_longest_rows(work.model),
-            ndcg=work.target.retain_ndcg(work.model, work.graph),
-        )
+        rows = rows if tru.rows == 'auto' else tru.rows
+        movable = movable_rows(work.model, work.data, rows) if tru.isolation else {}
+        self.tru = tru
+        self.work = work
+        self.parameters = dict(work.model.named_parameters())
+        self.modules = leaf_modules(work.model, movable)
+        self.branches = branch_names(work.model)
+        fusion = [name for name, b in self.branches.items() if b == 'fusion']
+        self.fusion = fusion or list(self.modules[-1].parameters)
+        self.gate = RankingFusionGate(work.retained, tru.k, tru.margin)
+        self.alpha: dict[str, float] = {}
+        self.lr = self.step_sizes(reach if tru.reach == 'auto' else float(tru.reach))
+        self.optimizer = MaskedAdam()
+        self.repair_optimizer = work.optimizer(tru.lr_repair)
+        self.longest = _longest_rows(work.model)
+        self.ndcg = work.target.retain_ndcg(work.model, work.graph)
 
-    def _step_sizes(
-        self, work: Workspace, modules: list[LeafModule], reach: float
-    ) -> dict[str, float]:
-        r"""Returns :math:`\eta_{rev}` by parameter."""
-        num_steps = self.num_passes * len(work.forget_loader)
-        parameters = dict(work.model.named_parameters())
-        out: dict[str, float] = {}
-        for module in modules:
-            values = [parameters[name].detach() for name in module.parameters]
-            if module.rows is None:
-                norm = sum(float(value.pow(2).sum()) for value in values)
-                scale = (norm / max(1, module.size)) ** 0.5
-            else:
-                scale = float(values[0].pow(2).mean(dim=1).sqrt().median())
-            lr = self.lr_reverse
-            if lr is None:
-                lr = reach * scale / num_steps
-            if self.isolation and module.rows is None:
-                lr *= self.shared_rate
-            out |= dict.fromkeys(module.parameters, lr)
-        return out
+    def step(self, met: bool) -> dict[str, Any]:
+        r"""Runs one epoch: reversal, unless the target is met, and then repair."""
+        row: dict[str, Any] = {}
+        if not met:
+            grads = self.probe()
+            if self.tru.scaling:
+                row |= self.scale_branches(*grads)
+            if self.tru.isolation:
+                row |= self.isolate_layers(grads[0])
+            if self.tru.gate:
+                row['gate_modules'] = [
+                    m.name for m in self.modules if set(m.parameters) & set(self.fusion)
+                ]
+            row |= _shares(self.modules, self.work.model) | self.reverse()
+        row['reversed'] = not met
+        return row | repair(self.work, self.repair_optimizer, self.tru.repair_batches)
 
-    def _guard(self, work: Workspace, state: _State, row: dict[str, Any]) -> str:
-        reason = super()._guard(work, state, row)
-        if reason:
-            return reason
-        for name, length in _longest_rows(work.model).items():
-            if length > MAX_GROWTH * state.longest[name]:
+    def fault(self, row: dict[str, Any]) -> str:
+        r"""Returns why the run must end with an earlier epoch, or an empty string."""
+        for name, length in _longest_rows(self.work.model).items():
+            if length > MAX_GROWTH * self.longest[name]:
                 return f"a row of '{name}' has left the range of the trained model"
-        ndcg = row[f'retain_val_ndcg@{work.target.k}']
-        if ndcg < (1 - self.max_drop) * state.ndcg:
-            return f'retained NDCG fell by more than {self.max_drop:.0%}'
+        max_drop = self.tru.max_drop
+        if row[f'retain_val_ndcg@{self.work.target.k}'] < (1 - max_drop) * self.ndcg:
+            return f'retained NDCG fell by more than {max_drop:.0%}'
         return ''
 
-    def _reverse(self, work: Workspace, state: _State) -> dict[str, Any]:
-        log = self._estimate(work, state)
-        parameters = dict(work.model.named_parameters())
-        masked = [p for m in state.modules if m.selected for p in m.parameters]
-        rows = {name: m.rows for m in state.modules for name in m.parameters}
-        totals: dict[str, Tensor] = {}
+    def probe(self) -> tuple[_Grads, _Grads]:
+        r"""Returns gradients on a few batches, by parameter: of the reverse loss on the
+        forget side and of the forward loss on the retain side, each where needed.
+        """
+        tru, work = self.tru, self.work
+        names = [name for name, p in self.parameters.items() if p.requires_grad]
+
+        def measure(loader: Iterable[Triplets], loss: Any) -> _Grads:
+            total: _Grads = {}
+            for batch in islice(loader, tru.num_probes):
+                pos_score, neg_score, _ = work.scores(batch.to(work.device))
+                total = _add(total, self.gradients(loss(pos_score, neg_score), names))
+            return total
+
+        forget: _Grads = {}
+        if tru.scaling or tru.isolation:  # One measurement serves both.
+            forget = measure(work.forget_loader, reverse_bpr_loss)
+        retain = measure(work.retain_loader, bpr_loss) if tru.scaling else {}
+        return forget, retain
+
+    def scale_branches(self, forget: _Grads, retain: _Grads) -> dict[str, Any]:
+        r"""Branch-wise modality scaling: sets the scales, smoothed over epochs."""
+        forget_energy = branch_energy(forget, self.branches)
+        retain_energy = branch_energy(retain, self.branches)
+        new = branch_scales(forget_energy, retain_energy, self.tru.alpha_range)
+        past, keep = self.alpha or new, self.tru.smoothing
+        self.alpha = {b: keep * past[b] + (1 - keep) * new[b] for b in new}
+        log = {'forget_energy': forget_energy, 'retain_energy': retain_energy}
+        return log | {'alpha': dict(self.alpha)}
+
+    def isolate_layers(self, forget: _Grads) -> dict[str, Any]:
+        r"""Capacity-aware layer isolation: sets the mask."""
+        tru = self.tru
+        settings = tru.top_k, tru.capacity, tru.sensitivity
+        isolate_modules(self.modules, forget, self.parameters, *settings)
+        return {
+            'sensitivity': {m.name: m.sensitivity for m in self.modules},
+            'mask': {m.name: m.selected for m in self.modules},
+        }
+
+    def reverse(self) -> dict[str, float]:
+        r"""Runs the gated, scaled, masked reverse step over the forgotten pairs."""
+        masked = [p for m in self.modules if m.selected for p in m.parameters]
+        rows = {name: m.rows for m in self.modules for name in m.parameters}
+        totals: _Grads = {}
         num_steps = 0
-        for _ in range(self.num_passes):
-            for batch in work.forget_loader:
-                batch = batch.to(work.device)
-                grads, values = self._lower(work, state, batch, parameters, masked)
+        for _ in range(self.tru.num_passes):
+            for batch in self.work.forget_loader:
+                grads, values = self.lower(batch.to(self.work.device), masked)
                 for name, grad in grads.items():
-                    lr = state.lr[name] * state.alpha.get(state.branches[name], 1.0)
-                    state.optimizer.step(name, parameters[name], grad, lr, rows[name])
+                    lr = self.lr[name] * self.alpha.get(self.branches[name], 1.0)
+                    parameter = self.parameters[name]
+                    self.optimizer.step(name, parameter, grad, lr, rows[name])
                 totals = _add(totals, values)
                 num_steps += 1
-        return log | {name: float(value) / num_steps for name, value in totals.items()}
+        return {name: float(value) / num_steps for name, value in totals.items()}
 
-    def _lower(
-        self,
-        work: Workspace,
-        state: _State,
-        batch: Triplets,
-        parameters: Mapping[str, Tensor],
-        masked: list[str],
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        r"""Returns the gradients of reverse BPR and gate, and what to log."""
-        pos_score, neg_score, embeddings = work.scores(batch)
-        if not self.gate:
+    def lower(self, batch: Triplets, masked: list[str]) -> tuple[_Grads, _Grads]:
+        r"""Returns the gradients of reverse BPR and of the ranking fusion gate, whose
+        penalty reaches the fusion parameters only, and what to log.
+        """
+        pos_score, neg_score, embeddings = self.work.scores(batch)
+        if not self.tru.gate:
             loss = reverse_bpr_loss(pos_score, neg_score)
-            grads = _gradients(loss, parameters, masked)
-            return grads, {'reverse_loss': loss.detach()}
-        weight, penalty = state.gate(batch, pos_score, embeddings)
+            return self.gradients(loss, masked), {'reverse_loss': loss.detach()}
+        weight, penalty = self.gate(batch, pos_score, embeddings)
         loss = reverse_bpr_loss(pos_score, neg_score, weight=weight)
-        grads = _gradients(loss, parameters, masked, retain_graph=True)
-        term = _gradients(self.gate_weight * penalty, parameters, state.fusion)
+        grads = self.gradients(loss, masked, retain_graph=True)
+        term = self.gradients(self.tru.gate_weight * penalty, self.fusion)
         return _add(grads, term), {
             'reverse_loss': loss.detach(),
             'gate_loss': penalty.detach(),
             'mean_gate': weight.mean(),
         }
 
-    def _estimate(self, work: Workspace, state: _State) -> dict[str, Any]:
-        r"""Measures both sides once per epoch and sets the scales and the mask; the
-        forget-side gradients serve both.
-        """
-        parameters = dict(work.model.named_parameters())
-        names = [name for name, p in parameters.items() if p.requires_grad]
+    def step_sizes(self, reach: float) -> dict[str, float]:
+        r"""Returns :math:`\eta_{rev}` by parameter."""
+        tru = self.tru
+        num_steps = tru.num_passes * len(self.work.forget_loader)
+        out: dict[str, float] = {}
+        for module in self.modules:
+            values = [self.parameters[name].detach() for name in module.parameters]
+            if module.rows is None:
+                norm = sum(float(value.pow(2).sum()) for value in values)
+                scale = (norm / max(1, module.size)) ** 0.5
+            else:
+                scale = float(values[0].pow(2).mean(dim=1).sqrt().median())
+            lr = reach * scale / num_steps
+            if tru.lr_reverse is not None:
+                lr = tru.lr_reverse
+            if tru.isolation and module.rows is None:
+                lr *= tru.shared_rate
+            out |= dict.fromkeys(module.parameters, lr)
+        return out
 
-        def measure(loader: Iterable[Triplets], loss: Any) -> dict[str, Tensor]:
-            total: dict[str, Tensor] = {}
-            for batch in islice(loader, self.num_probes):
-                pos_score, neg_score, _ = work.scores(batch.to(work.device))
-                total = _add(
-                    total, _gradients(loss(pos_score, neg_score), parameters, names)
-                )
-            return total
-
-        log: dict[str, Any] = {}
-        forget_grads: dict[str, Tensor] = {}
-        if self.scaling or self.isolation:
-            forget_grads = measure(work.forget_loader, reverse_bpr_loss)
-        if self.scaling:
-            retain_grads = measure(work.retain_loader, bpr_loss)
-            forget_energy = branch_energy(forget_grads, state.branches)
-            retain_energy = branch_energy(retain_grads, state.branches)
-            new = branch_scales(forget_energy, retain_energy, self.alpha_range)
-            past = state.alpha or new
-            keep = self.smoothing
-            state.alpha = {b: keep * past[b] + (1 - keep) * new[b] for b in new}
-            log |= {'forget_energy': forget_energy, 'retain_energy': retain_energy}
-            log['alpha'] = dict(state.alpha)
-        if self.isolation:
-            isolate_modules(
-                state.modules,
-                forget_grads,
-                parameters,
-                self.top_k,
-                self.capacity,
-                self.sensitivity,
-            )
-            log['sensitivity'] = {m.name: m.sensitivity for m in state.modules}
-            log['mask'] = {m.name: m.selected for m in state.modules}
-        if self.gate:
-            log['gate_modules'] = [
-                m.name for m in state.modules if set(m.parameters) & set(state.fusion)
-            ]
-        log |= _shares(state.modules, work.model)
-        return log
-
-    def _movable_rows(self, work: Workspace, rows: str) -> dict[str, Tensor]:
-        r"""Returns the rows that may move, by name of the table."""
-        if rows == 'all':
-            return {}
-        pairs = schema.forgotten_edge_index(work.data).to(work.device)
-        none = pairs.new_empty(0)
-        users = pairs[0].unique() if rows in ('user', 'both') else none
-        items = pairs[1].unique() if rows in ('item', 'both') else none
-        num_users = schema.num_users(work.data)
-        nodes = torch.cat([users, items + num_users])
-        return {
-            name: table.locate(nodes, num_users)[1]
-            for name, table in named_tables(work.model).items()
-        }
-
-
-class RankingFusionGate:
-    r"""The first intervention: looks at how visible a deleted pair still is.
-
-    With :math:`\tau_u` the score of the :math:`K`-th item of user :math:`u` when the
-    retained positives are masked, and :math:`T` a quarter of the standard deviation of
-    the scores, the gate
-
-    .. math::
-        g_{ui} = \sigma \left( \frac{s(u, i) - \tau_u}{T} \right)
-
-    is near 1 while the pair is inside or close to the list and near 0 once it has left.
-    It weighs the reverse loss, so that forgotten pairs stop pushing, and gives the
-    penalty :math:`\mathcal{L}_{gate} = \textrm{mean} \, g_{ui}
-    \max(s(u, i) - \tau_u + \textrm{margin}, 0)`, whose gradient is meant for fusion
-    parameters only. Gate, threshold and temperature carry no gradient. It does not ban
-    an item from the lists of others. [Formulas ours.]
-
-    Args:
-        retained (HeteroData): The data after the deletion.
-        k (int): Length of the list.
-        margin (float): Margin of the penalty.
-    """
-
-    def __init__(self, retained: HeteroData, k: int, margin: float = 0.0) -> None:
-        self.k = min(k, schema.num_items(retained))
-        self.margin = margin
-        self.positives = PairIndex(
-            schema.retained_edge_index(retained), schema.num_users(retained)
+    def gradients(
+        self, loss: Tensor, names: list[str], retain_graph: bool = False
+    ) -> _Grads:
+        r"""Returns the gradients of a loss by name, zero where it does not reach."""
+        grads = torch.autograd.grad(
+            loss,
+            [self.parameters[name] for name in names],
+            retain_graph=retain_graph,
+            allow_unused=True,
         )
-
-    def __call__(
-        self,
-        batch: Triplets,
-        pos_score: Tensor,
-        embeddings: tuple[Tensor, Tensor],
-    ) -> tuple[Tensor, Tensor]:
-        r"""Returns the gate :obj:`[B]` and the penalty, a scalar.
-
-        Args:
-            batch (Triplets): Forget pairs with negatives.
-            pos_score (torch.Tensor): Their scores :obj:`[B]`, with gradient.
-            embeddings (tuple): User and item embeddings.
-        """
-        threshold, temperature = self.thresholds(batch.user, embeddings)
-        gate = ((pos_score.detach() - threshold) / temperature).sigmoid()
-        penalty = (gate * F.relu(pos_score - threshold + self.margin)).mean()
-        return gate, penalty
-
-    @torch.no_grad()
-    def thresholds(
-        self, user: Tensor, embeddings: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        r"""Returns :math:`\tau_u` :obj:`[B]` and :math:`T`, a scalar."""
-        users, inverse = user.unique(return_inverse=True)
-        scores = embeddings[0][users] @ embeddings[1].t()
-        temperature = scores.std(dim=1, correction=0).mean().clamp(min=1e-12) / 4
-        row, item = self.positives.lookup(users.to(self.positives.item.device))
-        scores[row.to(user.device), item.to(user.device)] = -torch.inf
-        threshold = scores.topk(self.k, dim=1)[0][:, -1]
-        lowest = scores.masked_fill(scores == -torch.inf, torch.inf).amin(dim=1)
-        threshold = torch.where(threshold == -torch.inf, lowest, threshold)
-        return threshold[inverse], temperature
-
-
-def branch_energy(
-    grads: dict[str, Tensor], branches: dict[str, str]
-) -> dict[str, float]:
-    r"""Returns the mean squared gradient of every branch but the fusion.
-
-    Args:
-        grads (dict): Gradients by parameter name.
-        branches (dict): Branch by parameter name.
-    """
-    total: dict[str, float] = {}
-    size: dict[str, int] = {}
-    for name, grad in grads.items():
-        branch = branches[name]
-        if branch != 'fusion':
-            total[branch] = total.get(branch, 0.0) + float(grad.pow(2).sum())
-            size[branch] = size.get(branch, 0) + grad.numel()
-    return {branch: total[branch] / size[branch] for branch in total}
-
-
-def branch_scales(
-    forget_energy: dict[str, float],
-    retain_energy: dict[str, float],
-    alpha_range: tuple[float, float] = (0.25, 4.0),
-) -> dict[str, float]:
-    r"""The second intervention: how strongly every branch is reversed
-
-    .. math::
-        \rho(m) = \frac{E_f(m)}{E_f(m) + E_r(m)}, \qquad
-        \alpha(m) = \textrm{clip} \left(
-        \frac{\rho(m)}{\textrm{mean}_{m^{\prime}} \rho(m^{\prime})},
-        \alpha_{min}, \alpha_{max} \right).
-
-    The forget side is measured with the reverse loss, whose gradient is large while a
-    pair is remembered and fades once it is forgotten; that of the forward loss would
-    turn the rule around. A branch without forget energy gets :math:`\alpha_{min}`; if
-    none has any, all do. [Formulas ours.]
-
-    Args:
-        forget_energy (dict): :math:`E_f` by branch.
-        retain_energy (dict): :math:`E_r` by branch.
-        alpha_range (tuple, optional): Bounds. (default: :obj:`(0.25, 4.0)`)
-    """
-    rho = {}
-    for branch, forget in forget_energy.items():
-        total = forget + retain_energy.get(branch, 0.0)
-        rho[branch] = forget / total if total > 0 else 0.0
-    low, high = alpha_range
-    mean = sum(rho.values()) / max(1, len(rho))
-    if mean == 0:
-        return dict.fromkeys(rho, low)
-    return {branch: min(high, max(low, r / mean)) for branch, r in rho.items()}
-
-
-def isolate_modules(
-    modules: list[LeafModule],
-    grads: dict[str, Tensor],
-    parameters: Mapping[str, Tensor],
-    top_k: int,
-    capacity: float,
-    sensitivity: str = 'energy',
-) -> None:
-    r"""The third intervention: selects the modules that the reverse step may touch.
-
-    The sensitivity is :math:`S(l) = \|\nabla_l \mathcal{L}_{rev}\|^2 / |\theta_l|`, or
-    over :math:`\|\theta_l\|^2` if relative, on the rows that may move. ID tables whose
-    rows are confined to the request come first, then the others by sensitivity. The
-    first :obj:`top_k` modules are selected, then the next ones until the selection
-    holds a share :obj:`capacity` of the parameters that may move. Raw feature
-    tables hold nearly all parameters: they count for nothing there, and enter through
-    the :obj:`top_k` only. Modules without a row that may move are never selected.
-    [Formulas ours.]
-
-    Args:
-        modules (list): The modules; :obj:`sensitivity` and :obj:`selected` are set.
-        grads (dict): Gradients of the reverse loss by parameter name.
-        parameters (dict): Parameters by name.
-        top_k (int): Modules that are always selected.
-        capacity (float): Share :math:`\kappa` to cover, in :math:`[0, 1]`.
-        sensitivity (str, optional): :obj:`'energy'` or :obj:`'relative'`.
-            (default: :obj:`'energy'`)
-    """
-    for module in modules:
-        module.selected = False
-        module.sensitivity = 0.0
-        if module.size == 0:
-            continue
-        energy, norm = 0.0, 0.0
-        for name in module.parameters:
-            grad, value = grads.get(name), parameters[name].detach()
-            if grad is None:
-                continue
-            energy += float(_movable(grad, module.rows).pow(2).sum())
-            norm += float(_movable(value, module.rows).pow(2).sum())
-        scale = norm if sensitivity == 'relative' else float(module.size)
-        module.sensitivity = energy / scale if scale > 0 else 0.0
-    movable = [module for module in modules if module.size > 0]
-    # A mean square over a module says little about a table beside a single slope that
-    # all nodes share; rows of the request are what the deletion is about.
-    movable.sort(
-        key=lambda module: (
-            module.rows is not None and not module.is_raw,
-            module.sensitivity,
-        ),
-        reverse=True,
-    )
-    wanted = capacity * sum(module.size for module in movable if not module.is_raw)
-    covered = 0
-    for place, module in enumerate(movable):
-        if place >= top_k and (covered >= wanted or module.is_raw):
-            continue
-        module.selected = True
-        covered += 0 if module.is_raw else module.size
-
-
-def _movable(x: Tensor, rows: Tensor | None) -> Tensor:
-    return x if rows is None else x[rows]
+        return {
+            name: torch.zeros_like(self.parameters[name]) if grad is None else grad
+            for name, grad in zip(names, grads)
+        }
 
 
 def _longest_rows(model: RecommenderLike) -> dict[str, float]:
@@ -563,38 +393,7 @@ def _longest_rows(model: RecommenderLike) -> dict[str, float]:
     }
 
 
-@dataclass
-class _State:
-    lr: dict[str, float]
-    modules: list[LeafModule]
-    branches: dict[str, str]
-    fusion: list[str]
-    gate: RankingFusionGate
-    longest: dict[str, float]
-    ndcg: float
-    optimizer: MaskedAdam = field(default_factory=MaskedAdam)
-    alpha: dict[str, float] = field(default_factory=dict)
-
-
-def _gradients(
-    loss: Tensor,
-    parameters: Mapping[str, Tensor],
-    names: list[str],
-    retain_graph: bool = False,
-) -> dict[str, Tensor]:
-    grads = torch.autograd.grad(
-        loss,
-        [parameters[name] for name in names],
-        retain_graph=retain_graph,
-        allow_unused=True,
-    )
-    return {
-        name: torch.zeros_like(parameters[name]) if grad is None else grad
-        for name, grad in zip(names, grads)
-    }
-
-
-def _add(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Tensor]:
+def _add(a: _Grads, b: _Grads) -> _Grads:
     both = a.keys() & b.keys()
     return a | b | {name: a[name] + b[name] for name in both}
 

@@ -13,7 +13,7 @@ from torch_geometric_unlearn.nn.models import mig_gt
 from torch_geometric_unlearn.testing import check_model
 from torch_geometric_unlearn.train import fit
 from torch_geometric_unlearn.transforms import ForgetUsers
-from torch_geometric_unlearn.unlearn.modules import branch_names
+from torch_geometric_unlearn.unlearn.branch_scaling import branch_names
 from torch_geometric_unlearn.utils.seed import isolated_seed
 
 MODALITIES = {
