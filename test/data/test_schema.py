@@ -29,6 +29,21 @@ def test_validate_returns_the_same_object():
     assert schema.num_items(data) == 4
 
 
+def test_looks_again_at_what_has_been_written_to():
+    data = validate(make_data())
+    data['item'].x_image[1, 2] = float('nan')
+    with pytest.raises(ValueError, match='must be finite'):
+        validate(data)
+    data['item'].x_image[1, 2] = 0.0
+    validate(data)[EDGE].edge_index[:, 0] = data[EDGE].edge_index[:, 1]
+    with pytest.raises(ValueError, match='must hold unique pairs'):
+        validate(data)
+    data = validate(make_data())
+    data['item'].num_nodes = 2  # The same pairs, fewer items.
+    with pytest.raises(ValueError, match='one row per item'):
+        validate(data)
+
+
 def test_accessors():
     data = make_data()
     assert schema.pair_codes(data[EDGE].edge_index, 4).tolist() == [0, 1, 5, 10]

@@ -30,6 +30,8 @@ import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
+from torch_geometric_unlearn.utils.remember import remembered
+
 USER = 'user'
 ITEM = 'item'
 EDGE_TYPE = (USER, 'interacts', ITEM)
@@ -116,6 +118,8 @@ def held_out_attrs(data: HeteroData, split: str) -> list[str]:
 def validate(data: HeteroData) -> HeteroData:
     r"""Checks :obj:`data` against the data contract and returns it unchanged.
 
+    What holds of a tensor alone is checked once, as long as it is not written to.
+
     Raises:
         TypeError: If :obj:`data` is no :class:`HeteroData`, or a tensor has the
             wrong data type.
@@ -158,6 +162,9 @@ def check_features(x: Tensor, num_rows: int, name: str) -> None:
             f"'{name}' must have one row per item: expected {num_rows} rows "
             f'(got {x.size(0)})'
         )
+    facts = remembered(x)
+    if 'finite' in facts:
+        return
     bad = ~torch.isfinite(x).all(dim=1)
     if bad.any():
         raise ValueError(
@@ -165,6 +172,7 @@ def check_features(x: Tensor, num_rows: int, name: str) -> None:
             f'NaN or infinity (first: row {int(bad.nonzero()[0])}). '
             f'Replace these values, e.g. by the mean over the other rows.'
         )
+    facts['finite'] = True
 
 
 def check_pairs(edge_index: Tensor, num_users: int, num_items: int, name: str) -> None:
@@ -183,6 +191,9 @@ def check_pairs(edge_index: Tensor, num_users: int, num_items: int, name: str) -
         raise ValueError(
             f"'{name}' must have shape [2, num_pairs] (got {list(edge_index.shape)})"
         )
+    facts, fact = remembered(edge_index), ('pairs', num_users, num_items)
+    if fact in facts:
+        return
     for row, (kind, size) in enumerate([('user', num_users), ('item', num_items)]):
         ids = edge_index[row]
         bad = (ids < 0) | (ids >= size)
@@ -201,6 +212,7 @@ def check_pairs(edge_index: Tensor, num_users: int, num_items: int, name: str) -
             f'more than once (first: user {code // num_items}, '
             f'item {code % num_items}). Remove the duplicates.'
         )
+    facts[fact] = True
 
 
 def _check_sizes(data: HeteroData) -> None:

@@ -3,18 +3,14 @@ r"""Nearest neighbours by cosine similarity, in blocks within a memory budget.""
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from torch_geometric_unlearn.utils.check import check_int
+from torch_geometric_unlearn.utils.remember import remembered
 from torch_geometric_unlearn.utils.topk import topk_lowest_index
-
-#: Graphs of feature tensors that are still alive, by size of the neighbourhood.
-_graphs: Any = WeakTensorKeyDictionary()
 
 
 def feature_knn_graph(x: Tensor, k: int = 10) -> tuple[Tensor, Tensor]:
@@ -27,15 +23,10 @@ def feature_knn_graph(x: Tensor, k: int = 10) -> tuple[Tensor, Tensor]:
         x (torch.Tensor): Features, floating point :obj:`[N, F]`.
         k (int, optional): Number of neighbours. (default: :obj:`10`)
     """
-    if x.is_inference():  # Has no version to tell a write by.
-        return cosine_knn_graph(x, k)
-    version, graphs = _graphs.get(x, (-1, {}))
-    if version != x._version:
-        graphs = {}
-        _graphs[x] = (x._version, graphs)
-    if k not in graphs:
-        graphs[k] = cosine_knn_graph(x, k)
-    return graphs[k]
+    facts = remembered(x)
+    if ('knn', k) not in facts:
+        facts['knn', k] = cosine_knn_graph(x, k)
+    return facts['knn', k]
 
 
 @torch.no_grad()
