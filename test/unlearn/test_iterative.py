@@ -37,7 +37,7 @@ def run(model, levels, ndcg, patience=None, fault=None):
 
     num = len(levels)
     history = iterate(model, None, Plan(levels, ndcg), step, num, patience, fault)
-    return history, told, float(model.user_embedding.weight[0, 0])
+    return history, told, float(model.user_embedding.weight[0, 0].detach())
 
 
 def test_takes_the_best_of_those_that_meet_the_target(model):

@@ -23,9 +23,11 @@ from torch_geometric_unlearn.unlearn import (
     PartialRetrain,
     Retrain,
     RowReset,
+    _row_training,
     _touched_rows,
     partial_retrain,
 )
+from torch_geometric_unlearn.unlearn._row_training import RowTraining
 from torch_geometric_unlearn.unlearn._touched_rows import start_smoothly, touched_rows
 
 EDGE = schema.EDGE_TYPE
@@ -157,15 +159,15 @@ def test_smooth_start_takes_nothing_from_deleted_rows(data):
 @pytest.mark.parametrize('name', ['MGCN', 'LightGCN', 'MIGGT', 'adapter'])
 @pytest.mark.parametrize('better', ['smooth', 'drawn'])
 def test_the_better_start_goes_on(name, better, data, monkeypatch):
-    monkeypatch.setattr(partial_retrain, 'MIN_PAIRS', 1)
-    plain = partial_retrain._ValidationCurve.__call__
+    monkeypatch.setattr(_row_training, 'MIN_PAIRS', 1)
+    plain = _row_training.ValidationCurve.__call__
     values = iter([0.1, 0.2] if better == 'smooth' else [0.2, 0.2])
 
     def curve(self, model, graph):
         key, value = next(iter(plain(self, model, graph).items()))
         return {key: next(values, value)}
 
-    monkeypatch.setattr(partial_retrain._ValidationCurve, '__call__', curve)
+    monkeypatch.setattr(_row_training.ValidationCurve, '__call__', curve)
     marked = ForgetInteractions(ratio=0.05)(data)
     history = PartialRetrain(**FEW)(build(name, data), marked).history
     has_choice = name in ('LightGCN', 'adapter')
@@ -181,11 +183,11 @@ def test_the_better_start_goes_on(name, better, data, monkeypatch):
 def test_no_choice_of_the_start_without_its_means(name, data, monkeypatch):
     model = build(name, data)
     marked = ForgetInteractions(ratio=0.05)(data)
-    monkeypatch.setattr(partial_retrain, 'MIN_PAIRS', 10**9)
+    monkeypatch.setattr(_row_training, 'MIN_PAIRS', 10**9)
     (first, *_) = PartialRetrain(**FEW)(model, marked).history
     assert first['all_rows']
     assert not first['smooth_start']
-    monkeypatch.setattr(partial_retrain, 'MIN_PAIRS', 1)
+    monkeypatch.setattr(_row_training, 'MIN_PAIRS', 1)
     (first, *_) = PartialRetrain(tau=0.5, **FEW)(model, ForgetUsers([3])(data)).history
     assert not first['all_rows']
     assert 'other_start_ndcg@20' not in first
@@ -193,18 +195,18 @@ def test_no_choice_of_the_start_without_its_means(name, data, monkeypatch):
 
 def test_both_starts_go_on_as_if_alone(data, monkeypatch):
     r"""A run that was tried beside another ends where it would have ended alone."""
-    monkeypatch.setattr(partial_retrain, 'MIN_PAIRS', 1)
+    monkeypatch.setattr(_row_training, 'MIN_PAIRS', 1)
     model, marked = build('LightGCN', data), ForgetInteractions(ratio=0.05)(data)
     with monkeypatch.context() as patch:
         patch.setattr(partial_retrain, 'start_smoothly', lambda *_: False)
         alone = PartialRetrain(**FEW)(model, marked)
-    better_start = partial_retrain._better_start
+    better_start = partial_retrain.better_start
 
     def drawn(first, second, path):
         assert better_start(first, second, path) in (first, second)
         return first
 
-    monkeypatch.setattr(partial_retrain, '_better_start', drawn)
+    monkeypatch.setattr(partial_retrain, 'better_start', drawn)
     beside = PartialRetrain(**FEW)(model, marked)
     assert [r['loss'] for r in beside.history] == [r['loss'] for r in alone.history]
     for name, value in alone.model.state_dict().items():
@@ -281,9 +283,9 @@ def test_local_and_full_steps_agree(data, trained, monkeypatch):
     states = []
     for way in (True, False):
         monkeypatch.setattr(
-            partial_retrain,
+            _row_training,
             '_rows_of',
-            lambda m, g, n, *_, way=way: partial_retrain.LinearRows(m, g, n, way),
+            lambda m, g, n, *_, way=way: _row_training.LinearRows(m, g, n, way),
         )
         states.append(PartialRetrain(**FEW)(trained, marked).model.state_dict())
     for name, value in states[0].items():
@@ -295,13 +297,13 @@ def test_local_and_full_steps_agree(data, trained, monkeypatch):
     [('MGCN', 0), ('adapter', 0), ('MIGGT', 1e-3), ('LightGCN', 0)],
 )
 def test_resume_gives_the_same(name, shared_lr, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(partial_retrain, 'MIN_PAIRS', 1)  # So that a start is chosen.
+    monkeypatch.setattr(_row_training, 'MIN_PAIRS', 1)  # So that a start is chosen.
     model, marked = build(name, data), ForgetUsers([3, 17])(data)
     kwargs = {'batch_size': 256, 'min_steps': 12, 'num_epochs': 4}
     kwargs['shared_lr'] = shared_lr
     expected = PartialRetrain(**kwargs)(model, marked)
     path = tmp_path / 'run.safetensors'
-    save = partial_retrain._Run.save
+    save = RowTraining.save
 
     def dies(run, where):
         save(run, where)
@@ -309,7 +311,7 @@ def test_resume_gives_the_same(name, shared_lr, data, tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(partial_retrain._Run, 'save', dies)
+        patch.setattr(RowTraining, 'save', dies)
         with pytest.raises(KeyboardInterrupt):
             PartialRetrain(checkpoint=path, **kwargs)(model, marked)
     with pytest.raises(FileExistsError, match='Pass resume=True'):
@@ -339,15 +341,15 @@ def perturbed(model):
 @pytest.mark.parametrize('dies_at', [None, 3, 5])
 def test_goes_on_while_the_curve_rises(dies_at, data, trained, tmp_path, monkeypatch):
     curve = iter([0.1, 0.2, 0.3, 0.32, 0.33, 0.331, 0.5])
-    monkeypatch.setattr(partial_retrain, 'MIN_PAIRS', 1)
+    monkeypatch.setattr(_row_training, 'MIN_PAIRS', 1)
     monkeypatch.setattr(
-        partial_retrain._ValidationCurve,
+        _row_training.ValidationCurve,
         '__call__',
         lambda self, *_: {self.key: next(curve)},
     )
     kwargs = {'batch_size': 256, 'min_steps': 10, 'num_epochs': 2}
     marked = ForgetUsers([3, 17])(data)
-    run = partial_retrain._Run
+    run = RowTraining
 
     def dies(self, where, save=run.save):
         save(self, where)
@@ -371,10 +373,10 @@ def test_goes_on_while_the_curve_rises(dies_at, data, trained, tmp_path, monkeyp
 
 
 def test_goes_on_up_to_three_times_the_steps(data, trained, monkeypatch):
-    monkeypatch.setattr(partial_retrain, 'MIN_PAIRS', 1)
+    monkeypatch.setattr(_row_training, 'MIN_PAIRS', 1)
     rising = itertools.count(1)
     monkeypatch.setattr(
-        partial_retrain._ValidationCurve,
+        _row_training.ValidationCurve,
         '__call__',
         lambda self, *_: {self.key: 1.1 ** next(rising)},
     )
