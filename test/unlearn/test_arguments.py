@@ -39,10 +39,11 @@ CHANGES = {
     },
     'TRU': {
         'gate': False, 'scaling': False, 'isolation': False, 'rows': 'item',
-        'reach': 0.5, 'lr_reverse': 1e-2, 'lr_repair': 1e-2, 'shared_rate': 0.5,
+        'max_shift': 0.5, 'lr_reverse': 1e-2, 'lr_repair': 1e-2, 'shared_rate': 0.5,
         'num_epochs': 1, 'num_passes': 1, 'repair_batches': 3,
         'patience': (9, {'num_epochs': 6, 'max_drop': 1.0, 'lr_repair': 0.1}),
-        'max_drop': (0.0, {'num_epochs': 4, 'reach': 3.0}), 'k': 5, 'gate_weight': 5.0,
+        'max_drop': (0.0, {'num_epochs': 4, 'max_shift': 3.0}), 'k': 5,
+        'gate_weight': 5.0,
         'margin': 1.0, 'alpha_range': (0.9, 1.1), 'smoothing': 0.0, 'num_probes': 1,
         'top_k': 6, 'capacity': 1.0, 'sensitivity': 'relative', 'batch_size': 64,
         'seed': 1,

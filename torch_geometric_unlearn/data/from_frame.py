@@ -12,7 +12,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
-from torch_geometric_unlearn.data._table import (
+from torch_geometric_unlearn.data._frame import (
     ItemFeatures,
     align_features,
     assign_ids,

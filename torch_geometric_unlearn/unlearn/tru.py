@@ -91,9 +91,9 @@ class TRU(IterativeUnlearner):
             interactions), :obj:`'all'` for whole tables, or :obj:`'auto'` for users in
             user- and interaction-level requests, items in item-level and both in mixed
             ones. (default: :obj:`'auto'`)
-        reach (float, optional): How far the steps of an epoch can carry a module, over
-            the root mean square of its entries (in a table, that of its median row, so
-            that rows which an earlier request has moved change nothing), which sets
+        max_shift (float, optional): How far the steps of an epoch can carry a module,
+            over the root mean square of its entries (in a table, that of its median
+            row, so that rows which an earlier request has moved change nothing); sets
             :math:`\eta_{rev}` for every module whatever the model's scale and the
             number of batches; if :obj:`'auto'`, 1 in user- and item-level requests and
             1/3 in others. (default: :obj:`'auto'`)
@@ -150,7 +150,7 @@ class TRU(IterativeUnlearner):
         scaling: bool = True,
         isolation: bool = True,
         rows: str = 'auto',
-        reach: float | str = 'auto',
+        max_shift: float | str = 'auto',
         lr_reverse: float | None = None,
         lr_repair: float = 1e-3,
         shared_rate: float = 0.01,
@@ -177,7 +177,9 @@ class TRU(IterativeUnlearner):
         self.isolation = isolation
         choices = ('auto', 'user', 'item', 'both', 'all')
         self.rows = check_choice(rows, 'rows', choices)
-        self.reach = reach if reach == 'auto' else check_float(reach, 'reach', 0.0)
+        if max_shift != 'auto':
+            check_float(max_shift, 'max_shift', 0.0)
+        self.max_shift = max_shift
         if lr_reverse is not None:
             check_float(lr_reverse, 'lr_reverse', 0.0)
         self.lr_reverse = lr_reverse
@@ -215,7 +217,7 @@ class TRU(IterativeUnlearner):
             for name in names
         }
         if self.lr_reverse is not None:
-            idle['reach'] = 'lr_reverse'
+            idle['max_shift'] = 'lr_reverse'
         if not self.scaling and not self.isolation:
             idle['num_probes'] = 'scaling=False and isolation=False'
         self._refuse_idle(idle)
@@ -229,7 +231,7 @@ class _Run:
     r"""One run of TRU on one request."""
 
     def __init__(self, tru: TRU, work: Workspace) -> None:
-        rows, reach = _BY_LEVEL[Request.of(work.data).level]
+        rows, max_shift = _BY_LEVEL[Request.of(work.data).level]
         rows = rows if tru.rows == 'auto' else tru.rows
         movable = movable_rows(work.model, work.data, rows) if tru.isolation else {}
         self.tru = tru
@@ -241,7 +243,9 @@ class _Run:
         self.fusion = fusion or list(self.modules[-1].parameters)
         self.gate = RankingFusionGate(work.retained, tru.k, tru.margin)
         self.alpha: dict[str, float] = {}
-        self.lr = self.step_sizes(reach if tru.reach == 'auto' else float(tru.reach))
+        if tru.max_shift != 'auto':
+            max_shift = float(tru.max_shift)
+        self.lr = self.step_sizes(max_shift)
         self.optimizer = MaskedAdam()
         self.repair_optimizer = work.optimizer(tru.lr_repair)
         self.longest = _longest_rows(work.model)
@@ -349,7 +353,7 @@ class _Run:
             'mean_gate': weight.mean(),
         }
 
-    def step_sizes(self, reach: float) -> dict[str, float]:
+    def step_sizes(self, max_shift: float) -> dict[str, float]:
         r"""Returns :math:`\eta_{rev}` by parameter."""
         tru = self.tru
         num_steps = tru.num_passes * len(self.work.forget_loader)
@@ -361,7 +365,7 @@ class _Run:
                 scale = (norm / max(1, module.size)) ** 0.5
             else:
                 scale = float(values[0].pow(2).mean(dim=1).sqrt().median())
-            lr = reach * scale / num_steps
+            lr = max_shift * scale / num_steps
             if tru.lr_reverse is not None:
                 lr = tru.lr_reverse
             if tru.isolation and module.rows is None:
