@@ -20,7 +20,7 @@ from common import DATASETS, finish, load_dataset
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.nn.models import LinearRows, TableRows
 from torch_geometric_unlearn.transforms import ForgetInteractions, ForgetUsers
-from torch_geometric_unlearn.unlearn import PartialRetrain, partial_retrain
+from torch_geometric_unlearn.unlearn import PartialRetrain, _row_training
 
 parser = argparse.ArgumentParser(allow_abbrev=False)
 parser.add_argument('--dataset', default='Baby', choices=list(DATASETS))
@@ -50,7 +50,7 @@ ways = {
 
 
 def serve(marked, way):
-    with patch.object(partial_retrain, '_rows_of', way):
+    with patch.object(_row_training, '_rows_of', way):
         return PartialRetrain(seed=args.seed)(model, marked)
 
 

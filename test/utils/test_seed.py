@@ -2,7 +2,12 @@ import pytest
 import torch
 from torch_geometric.testing import withCUDA
 
-from torch_geometric_unlearn.utils.seed import generator, isolated_seed
+from torch_geometric_unlearn.utils.seed import (
+    generator,
+    isolated_seed,
+    random_states,
+    set_random_states,
+)
 
 
 @withCUDA
@@ -48,3 +53,18 @@ def test_isolated_seed_restores_after_an_error():
     with pytest.raises(RuntimeError, match='inside'), isolated_seed(3):
         fail()
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@withCUDA
+def test_random_states(device):
+    rng = generator(3)
+    states = random_states(rng, device)
+
+    def draw():
+        local = torch.rand(4, generator=rng), torch.rand(4)
+        return torch.cat([*local, torch.rand(4, device=device).cpu()])
+
+    first, second = draw(), draw()
+    set_random_states(states, rng, device)
+    assert torch.equal(draw(), first)
+    assert torch.equal(draw(), second)

@@ -17,6 +17,7 @@ from torch_geometric_unlearn.metrics import embed, ranking_metrics
 from torch_geometric_unlearn.nn.models.base import RecommenderLike
 from torch_geometric_unlearn.utils.check import check_choice, check_float, check_int
 from torch_geometric_unlearn.utils.resources import ResourceMeter
+from torch_geometric_unlearn.utils.seed import random_states, set_random_states
 
 from .checkpoint import fingerprint, load_state, load_tensors, save_tensors
 
@@ -294,10 +295,7 @@ class _Run:
         for name, parameter in self.parameters.items():
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f'adam/{key}/{name}'] = value
-        tensors['rng/loader'] = self.loader.generator.get_state()
-        tensors['rng/cpu'] = torch.get_rng_state()
-        if self.device.type == 'cuda':
-            tensors['rng/cuda'] = torch.cuda.get_rng_state(self.device)
+        tensors |= random_states(self.loader.generator, self.device)
         header = {
             'model': type(self.model).__name__,
             'settings': self.settings,
@@ -314,7 +312,7 @@ class _Run:
                 f"'{path}' holds a model but no training state; it was written by "
                 f"'save_model'. Load it with 'load_model' and start a new run."
             )
-        groups: dict[str, dict[str, Tensor]] = {'model': {}, 'best': {}, 'rng': {}}
+        groups: dict[str, dict[str, Tensor]] = {'model': {}, 'best': {}}
         for key, value in tensors.items():
             group, _, name = key.partition('/')
             groups.setdefault(group, {})[name] = value
@@ -340,9 +338,6 @@ class _Run:
             kind, _, name = key.partition('/')
             value = value if kind == 'step' else value.to(self.device)
             self.optimizer.state[self.parameters[name]][kind] = value
-        self.loader.generator.set_state(groups['rng']['loader'])
-        torch.set_rng_state(groups['rng']['cpu'])
-        if 'cuda' in groups['rng'] and self.device.type == 'cuda':
-            torch.cuda.set_rng_state(groups['rng']['cuda'], self.device)
+        set_random_states(tensors, self.loader.generator, self.device)
         self.result = FitResult(**header['result'])
         self.num_bad, self.stopped = header['num_bad'], header['stopped']

@@ -21,7 +21,11 @@ from torch_geometric_unlearn.nn.models import LinearRows, TableRows, Triplets
 from torch_geometric_unlearn.nn.models.base import HasRowBranches, RecommenderLike
 from torch_geometric_unlearn.train.checkpoint import load_tensors, save_tensors
 from torch_geometric_unlearn.utils.resources import ResourceMeter
-from torch_geometric_unlearn.utils.seed import generator
+from torch_geometric_unlearn.utils.seed import (
+    generator,
+    random_states,
+    set_random_states,
+)
 
 from ._touched_rows import TouchedRows
 
@@ -209,10 +213,7 @@ class RowTraining:
                 tensors[f'best/{place}'] = self.best[place]
             for key, state in self.optimizer.state[value].items():
                 tensors[f'adam/{place}/{key}'] = state
-        tensors['rng/loader'] = self.loader.generator.get_state()
-        tensors['rng/cpu'] = torch.get_rng_state()
-        if self.device.type == 'cuda':
-            tensors['rng/cuda'] = torch.cuda.get_rng_state(self.device)
+        tensors |= random_states(self.loader.generator, self.device)
         header = {
             'model': type(self.model).__name__,
             'settings': self.settings,
@@ -245,10 +246,7 @@ class RowTraining:
                 # Adam's counter is kept where torch itself keeps it.
                 self.optimizer.state[value][name] = tensor.to(self.device)
         self.best = [best[place] for place in sorted(best)] or None
-        self.loader.generator.set_state(tensors['rng/loader'])
-        torch.set_rng_state(tensors['rng/cpu'])
-        if 'rng/cuda' in tensors:
-            torch.cuda.set_rng_state(tensors['rng/cuda'], self.device)
+        set_random_states(tensors, self.loader.generator, self.device)
 
 
 def better_start(

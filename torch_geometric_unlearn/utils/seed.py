@@ -2,10 +2,11 @@ r"""Randomness that comes only from seeds which the caller can set."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 
 def generator(seed: int, device: torch.device | str = 'cpu') -> torch.Generator:
@@ -30,3 +31,23 @@ def isolated_seed(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=list(devices)):
         torch.manual_seed(seed)
         yield
+
+
+def random_states(rng: torch.Generator, device: torch.device) -> dict[str, Tensor]:
+    r"""Returns what :meth:`set_random_states` brings back: the states of a generator
+    and of torch's global ones, by name.
+    """
+    states = {'rng/loader': rng.get_state(), 'rng/cpu': torch.get_rng_state()}
+    if device.type == 'cuda':
+        states['rng/cuda'] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def set_random_states(
+    states: Mapping[str, Tensor], rng: torch.Generator, device: torch.device
+) -> None:
+    r"""Sets a generator and torch's global ones to what :meth:`random_states` found."""
+    rng.set_state(states['rng/loader'])
+    torch.set_rng_state(states['rng/cpu'])
+    if 'rng/cuda' in states and device.type == 'cuda':
+        torch.cuda.set_rng_state(states['rng/cuda'], device)
