@@ -19,7 +19,6 @@ from torch_geometric_unlearn.data._frame import (
     check_columns,
     check_ids,
     extend,
-    import_optional,
     import_pandas,
     is_datetime,
     read_features,
@@ -31,6 +30,7 @@ from torch_geometric_unlearn.data._frame import (
     unique_pairs,
 )
 from torch_geometric_unlearn.utils.check import check_choice
+from torch_geometric_unlearn.utils.optional import import_optional
 
 if TYPE_CHECKING:
     import pandas as pd
