@@ -10,12 +10,13 @@ from torch_geometric_unlearn.audit._attack import (
     Attacker,
     attack_figures,
     best_threshold,
-    bootstrap,
     check_classifiers,
     compare_features,
     cross_validate,
     group_folds,
+    percentiles,
     require_sklearn,
+    resample,
 )
 
 
@@ -59,21 +60,35 @@ def test_bootstrap_resamples_groups():
     score, label = toy(400)
     group = torch.arange(400)
     guess = score > 0.4
-    single = bootstrap(score, guess, label, group, 400, 0)
-    same = bootstrap(
-        score.repeat(4), guess.repeat(4), label.repeat(4), group.repeat(4), 400, 0
-    )
-    apart = bootstrap(
-        score.repeat(4), guess.repeat(4), label.repeat(4), torch.arange(1600), 400, 0
-    )
-    width = {
-        name: out['auc'][1] - out['auc'][0]
-        for name, out in (('single', single), ('same', same), ('apart', apart))
-    }
+    single = resample(score, guess, label, group, 400, 0)
+    copies = score.repeat(4), guess.repeat(4), label.repeat(4)
+    same = resample(*copies, group.repeat(4), 400, 0)
+    apart = resample(*copies, torch.arange(1600), 400, 0)
+    width = {}
+    for name, out in (('single', single), ('same', same), ('apart', apart)):
+        low, high = percentiles(out['auc'])
+        width[name] = high - low
     assert width['same'] == pytest.approx(width['single'], rel=1e-9)
     assert width['apart'] < 0.65 * width['single']
-    low, high = single['auc']
+    low, high = percentiles(single['auc'])
     assert low < roc_auc_score(label, score) < high
+
+
+def test_resamples_by_loops():
+    rng = torch.Generator().manual_seed(0)
+    group = torch.arange(40) // 4
+    label = torch.arange(40) % 2 == 0
+    score = torch.randn(40, generator=rng, dtype=torch.float64) + label
+    values = resample(score, score > 0.5, label, group, 5, 3)
+    same = resample(score, score > 0.5, label, group, 5, 3)
+    assert torch.equal(values['auc'], same['auc'])
+    draw = torch.randint(10, (5, 10), generator=torch.Generator().manual_seed(3))
+    for k in range(5):
+        rows = torch.cat([(group == g).nonzero().view(-1) for g in draw[k].tolist()])
+        auc = roc_auc_score(label[rows].numpy(), score[rows].numpy())
+        assert float(values['auc'][k]) == pytest.approx(auc)
+    plain = attack_figures(score, score > 0.5, label)['auc']
+    assert float(plain) == pytest.approx(roc_auc_score(label.numpy(), score.numpy()))
 
 
 def test_folds_keep_groups_together_and_balanced():

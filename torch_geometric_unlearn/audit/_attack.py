@@ -267,19 +267,6 @@ def attack_figures(
     return out | ranking_figures(score, label, weight)
 
 
-def bootstrap(
-    score: Tensor,
-    guess: Tensor,
-    label: Tensor,
-    group: Tensor,
-    num_bootstrap: int,
-    seed: int,
-) -> dict[str, list[float]]:
-    r"""Returns 95% percentile intervals by metric, resampling whole groups."""
-    values = resample(score, guess, label, group, num_bootstrap, seed)
-    return {name: percentiles(value) for name, value in values.items()}
-
-
 def percentiles(values: Tensor) -> list[float]:
     r"""Returns the 95% percentile interval of resampled values."""
     quantile = torch.tensor([0.025, 0.975], dtype=torch.float64)
@@ -320,13 +307,19 @@ def fill_result(
     group: Tensor,
     num_bootstrap: int,
     seed: int,
-) -> None:
-    r"""Writes metrics, intervals and counts into :obj:`result`."""
+) -> dict[str, Tensor]:
+    r"""Writes metrics, intervals, counts and the first scores into :obj:`result`;
+    returns the metrics on the resamples.
+    """
     for name, value in attack_figures(score, guess, label).items():
         setattr(result, name, float(value))
     result.deviation = abs(result.balanced_accuracy - 0.5)
     result.num_members, result.num_nonmembers = int(label.sum()), int((~label).sum())
-    result.intervals = bootstrap(score, guess, label, group, num_bootstrap, seed)
+    for name, side in (('members', label), ('nonmembers', ~label)):
+        result.scores[name] = score[side][:MAX_SCORES].tolist()
+    resamples = resample(score, guess, label, group, num_bootstrap, seed)
+    result.intervals = {key: percentiles(value) for key, value in resamples.items()}
+    return resamples
 
 
 def fill_direction(result: MembershipResult, members_above: bool) -> None:
@@ -338,17 +331,23 @@ def fill_direction(result: MembershipResult, members_above: bool) -> None:
         result.direction = 'remembered' if members_above else 'over-forgotten'
 
 
+def mean_difference(x: Tensor, label: Tensor) -> Tensor:
+    r"""Returns the means of the members minus those of the others, in standard
+    deviations, :obj:`[F]`; 0 where nothing varies.
+    """
+    members, others = x[label], x[~label]
+    spread = ((members.var(dim=0) + others.var(dim=0)) / 2).sqrt()
+    difference = members.mean(dim=0) - others.mean(dim=0)
+    return torch.where(spread > 0, difference / spread, 0.0)
+
+
 def compare_features(
     x: Tensor, label: Tensor, names: Sequence[str]
 ) -> list[dict[str, Any]]:
     r"""Returns name, standardised mean difference and reading of every feature."""
-    members, others = x[label], x[~label]
-    spread = ((members.var(dim=0) + others.var(dim=0)) / 2).sqrt()
-    difference = members.mean(dim=0) - others.mean(dim=0)
-    difference = torch.where(spread > 0, difference / spread, 0.0)
-    error = (1 / members.size(0) + 1 / others.size(0)) ** 0.5
+    error = (1 / int(label.sum()) + 1 / int((~label).sum())) ** 0.5
     out = []
-    for name, value in zip(names, difference.tolist()):
+    for name, value in zip(names, mean_difference(x, label).tolist()):
         above = value > 0
         if abs(value) <= 2 * error:
             reading = 'none'

@@ -10,9 +10,17 @@ from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.utils.check import check_choice, check_int
+from torch_geometric_unlearn.utils.seed import generator
 
-from ._attack import MIN_EXAMPLES, attack_figures, bootstrap, cross_validate
-from ._matching import Matcher
+from ._attack import (
+    MIN_EXAMPLES,
+    attack_figures,
+    cross_validate,
+    mean_difference,
+    percentiles,
+    resample,
+)
+from ._matching import match
 
 #: An AUC this close to 0.5 changes no conclusion of an audit.
 TOLERANCE = 0.02
@@ -67,7 +75,9 @@ def exchangeability(
     schema.validate(data)
     train = data[schema.EDGE_TYPE].edge_index.cpu()
     others = schema.held_out(data, split).cpu()
-    members, others = Matcher(seed, max_examples)(train, others)
+    rng = generator(seed)
+    key = torch.rand(train.size(1), generator=rng)
+    members, others = match(train, others, key, 0, max_examples, rng)
     if members.size(1) < MIN_EXAMPLES:
         raise ValueError(
             f"'{split}' must have at least {MIN_EXAMPLES} pairs to compare with (got "
@@ -95,16 +105,13 @@ def compare_covariates(
     x, names = covariates(data, pairs, row)
     group = pairs[row]
     score, guess, _ = cross_validate(x, label, group, ('logistic',), 5, seed)
-    interval = bootstrap(score, guess, label, group, num_bootstrap, seed)['auc']
+    resamples = resample(score, guess, label, group, num_bootstrap, seed)
+    interval = percentiles(resamples['auc'])
     auc = float(attack_figures(score, guess, label)['auc'])
-    members, rest = x[label], x[~label]
-    spread = ((members.var(dim=0) + rest.var(dim=0)) / 2).sqrt()
-    difference = members.mean(dim=0) - rest.mean(dim=0)
-    difference = torch.where(spread > 0, difference / spread.clamp(min=1e-12), 0.0)
     # Without any difference, cross-validation tends to lie below 0.5.
     holds = interval[0] <= 0.5 or auc <= 0.5 + TOLERANCE
     return {
-        'covariates': dict(zip(names, difference.tolist())),
+        'covariates': dict(zip(names, mean_difference(x, label).tolist())),
         'auc': auc,
         'interval': interval,
         'exchangeable': bool(holds),

@@ -21,14 +21,9 @@ from torch_geometric_unlearn.utils.check import check_int
 from torch_geometric_unlearn.utils.seed import generator, isolated_seed
 from torch_geometric_unlearn.utils.topk import topk_items
 
-from ._attack import (
-    MAX_SCORES,
-    MIN_EXAMPLES,
-    MembershipResult,
-    fill_result,
-)
+from ._attack import MIN_EXAMPLES, MembershipResult, fill_result
 from ._features import HISTORY_LIST_SIZE, mean_items, weighted_list
-from .membership import never_trained_pairs
+from .hold_out_users import never_trained_pairs
 
 
 def shadow(
@@ -167,10 +162,6 @@ def shadow(
     score = network(x_test)
     group = torch.cat([gone, strangers]).cpu()
     fill_result(result, score, score > 0, label, group, num_bootstrap, seed)
-    result.scores = {
-        'members': score[label][:MAX_SCORES].tolist(),
-        'nonmembers': score[~label][:MAX_SCORES].tolist(),
-    }
     guess = network(x_train) > 0
     result.details = {
         'flagged': float((score[label] > 0).double().mean()),
