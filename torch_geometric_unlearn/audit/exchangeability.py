@@ -9,6 +9,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.data.known_pairs import KnownPairs
 from torch_geometric_unlearn.utils.check import check_choice, check_int
 from torch_geometric_unlearn.utils.seed import generator
 
@@ -128,8 +129,7 @@ def covariates(
     """
     store, num_items = data[schema.EDGE_TYPE], schema.num_items(data)
     train, pairs = store.edge_index.cpu(), pairs.cpu()
-    codes = schema.pair_codes(pairs, num_items)
-    own = torch.isin(codes, schema.pair_codes(train, num_items)).long()
+    own = KnownPairs(train, num_items).contains(*pairs).long()
     sizes = schema.num_users(data), num_items
     columns, names = [], []
     for side, name in ((1, 'item_popularity'), (0, 'user_activity')):
@@ -137,28 +137,27 @@ def covariates(
         count = count if side == row else count - own
         columns.append(count.double().log1p())
         names.append(name)
-    time = _times(data, codes, num_items)
+    time = _times(data, pairs)
     if time is not None:
         columns.append(time)
         names.append('time')
     return torch.stack(columns, dim=1), names
 
 
-def _times(data: HeteroData, codes: Tensor, num_items: int) -> Tensor | None:
-    store = data[schema.EDGE_TYPE]
+def _times(data: HeteroData, pairs: Tensor) -> Tensor | None:
+    store, num_items = data[schema.EDGE_TYPE], schema.num_items(data)
     if not isinstance(store.get('time'), Tensor):
         return None
-    known, values = [schema.pair_codes(store.edge_index.cpu(), num_items)], [store.time]
+    known, values = [store.edge_index], [store.time.double()]
     for split in schema.SPLITS:
         if f'{split}_edge_time' in data:
-            held_out = schema.held_out(data, split).cpu()
-            known.append(schema.pair_codes(held_out, num_items))
-            values.append(data[f'{split}_edge_time'])
-    order = torch.cat(known).argsort()
-    known_codes = torch.cat(known)[order]
-    time = torch.cat([value.cpu().double() for value in values])[order]
-    place = torch.searchsorted(known_codes, codes).clamp(max=known_codes.numel() - 1)
-    if not torch.equal(known_codes[place], codes):
+            known.append(schema.held_out(data, split))
+            values.append(data[f'{split}_edge_time'].double())
+    # 'KnownPairs' says whether it has a pair, not at which place its time stands.
+    codes, order = schema.pair_codes(torch.cat(known, dim=1).cpu(), num_items).sort()
+    wanted = schema.pair_codes(pairs, num_items)
+    place = torch.searchsorted(codes, wanted).clamp(max=codes.numel() - 1)
+    if not torch.equal(codes[place], wanted):
         return None  # Some pair has none.
-    time = time[place]
+    time = torch.cat(values).cpu()[order[place]]
     return (time - time.mean()) / time.std().clamp(min=1e-12)
