@@ -1,7 +1,7 @@
 import json
 
 from torch_geometric_unlearn.audit import self_check
-from torch_geometric_unlearn.nn.models.served import Served
+from torch_geometric_unlearn.nn import Served
 
 FAST = {'classifiers': ['logistic'], 'num_bootstrap': 200}
 

@@ -17,7 +17,7 @@ from torch_geometric_unlearn.metrics._similarity import (
     overlap_at_k,
     rank_biased_overlap,
 )
-from torch_geometric_unlearn.nn import MGCN
+from torch_geometric_unlearn.nn import MGCN, Served
 from torch_geometric_unlearn.transforms import ForgetItems, ForgetUsers
 from torch_geometric_unlearn.unlearn import RowReset
 from torch_geometric_unlearn.utils.seed import generator, isolated_seed
@@ -344,5 +344,9 @@ def test_samples_and_inputs(data, trained, fresh):
     draws = [closeness(trained, fresh, marked, num_users=20, seed=s) for s in (0, 0, 1)]
     assert draws[0]['value'] == draws[1]['value'] != draws[2]['value']
     assert marked[schema.EDGE_TYPE].forget_mask.any()
+    views = [Served.of(model, marked) for model in (trained, fresh)]
+    before = Served.before(trained, marked)
+    out = closeness(*views, marked, before, views[1])
+    assert repr(out) == repr(closeness(trained, fresh, marked, trained, fresh))
     with pytest.raises(ValueError, match="'num_users' must be at least 1"):
         closeness(trained, fresh, marked, num_users=0)

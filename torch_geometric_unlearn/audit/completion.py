@@ -140,7 +140,7 @@ def completion_yardstick(
     trained on, which is what it finds without any memory.
 
     Args:
-        model (torch.nn.Module): The model.
+        model (torch.nn.Module or Served): The model.
         data (HeteroData): The data that it was trained on.
         pairs (torch.Tensor): Never-trained histories, int64 :obj:`[2, n]`, e.g. what
             :meth:`~torch_geometric_unlearn.audit.hold_out_users` has set aside as

@@ -67,7 +67,7 @@ def shadow(
     to retraining counts.
 
     Args:
-        model (torch.nn.Module): The audited model.
+        model (torch.nn.Module or Served): The audited model.
         data (HeteroData): The data with the request of users still marked.
         build_model (callable): Returns a fresh shadow recommender for some data,
             drawing its parameters from torch's global generator.

@@ -39,8 +39,8 @@ def item_persistence(
     retraining lowers their exposure by little.
 
     Args:
-        before (torch.nn.Module): The original model.
-        after (torch.nn.Module): The unlearned or retrained model.
+        before (torch.nn.Module or Served): The original model.
+        after (torch.nn.Module or Served): The unlearned or retrained model.
         data (HeteroData): The data with the request still marked.
         k (int, optional): Length of the lists. (default: :obj:`20`)
         before_graph (Any, optional): What :obj:`before` propagates over; the retained
