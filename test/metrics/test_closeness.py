@@ -213,6 +213,18 @@ def test_ks_statistic():
     assert math.isnan(ks_statistic(x, x[:0]))
 
 
+def test_no_rows():
+    lists, scores = random_lists()[:0], random_scores()[:0]
+    for out in (
+        jaccard_at_k(lists, lists, 5),
+        rank_biased_overlap(lists, lists),
+        kendall_tau_top(scores, scores),
+        jensen_shannon(scores, scores),
+    ):
+        assert out.dtype == torch.double
+        assert out.numel() == 0
+
+
 # Models ##############################################################################
 
 

@@ -19,6 +19,9 @@ from torch_geometric_unlearn.utils.check import check_int
 from torch_geometric_unlearn.utils.seed import generator
 from torch_geometric_unlearn.utils.topk import PairIndex
 
+from ._attack import percentiles
+from ._matching import occurrence
+
 #: Shorter histories can't be split into a half that is known and one to guess.
 MIN_HISTORY = 4
 #: With fewer guesses, a figure would be noise.
@@ -223,12 +226,10 @@ def _attack(
     stratum = rank * NUM_STRATA // unit.size(0)
     total = torch.zeros(users.numel(), dtype=torch.float64)
     number = torch.zeros(users.numel(), dtype=torch.float64)
-    start = count.cumsum(0) - count
+    within = occurrence(place)
     for _ in range(num_splits):
-        shuffled = torch.rand(place.numel(), generator=rng)
-        shuffled = shuffled.argsort()
+        shuffled = torch.rand(place.numel(), generator=rng).argsort()
         shuffled = shuffled[place[shuffled].argsort(stable=True)]
-        within = torch.arange(place.numel()) - start[place]
         known = torch.empty_like(deleted)
         known[shuffled] = within < (count // 2)[place]
         query = unit.new_zeros(users.numel(), unit.size(1))
@@ -256,10 +257,9 @@ def _attack(
         generator=rng,
     ).view(num_bootstrap, -1)
     means = total[drawn].sum(dim=1) / number[drawn].sum(dim=1)
-    quantile = torch.tensor([0.025, 0.975], dtype=torch.float64)
     return CompletionResult(
         auc=float(total.sum() / number.sum()),
-        interval=means.nanquantile(quantile).tolist(),
+        interval=percentiles(means),
         standard_error=float(means[~means.isnan()].std()),
         num_users=users.numel(),
         num_targets=int(number.sum()),
