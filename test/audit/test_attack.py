@@ -7,15 +7,15 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score, roc_curve
 
 from torch_geometric_unlearn.audit import _attack
 from torch_geometric_unlearn.audit._attack import (
+    CLASSIFIERS,
     Attacker,
+    Settings,
     attack_figures,
     best_threshold,
-    check_classifiers,
     compare_features,
     cross_validate,
     group_folds,
     percentiles,
-    require_sklearn,
     resample,
 )
 
@@ -168,11 +168,11 @@ def test_readings():
 
 def test_bad_classifiers_and_missing_package(monkeypatch):
     with pytest.raises(ValueError, match="'classifiers' must be one of"):
-        check_classifiers(['forest'])
+        Settings(classifiers=['forest'])
     with pytest.raises(ValueError, match="'classifiers' must name at least one"):
-        check_classifiers([])
+        Settings(classifiers=[])
     with pytest.raises(TypeError, match=r"pass \['logistic'\]"):
-        check_classifiers('logistic')
+        Settings(classifiers='logistic')
     monkeypatch.setitem(sys.modules, 'sklearn', None)
     with pytest.raises(ImportError, match=r'torch_geometric_unlearn\[audit\]'):
-        require_sklearn()
+        Attacker(CLASSIFIERS, 0)

@@ -1,13 +1,14 @@
 import torch
 
+from torch_geometric_unlearn.audit._attack import Settings
 from torch_geometric_unlearn.audit._examples import ExampleSampler
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.datasets import SyntheticMultimodal
 from torch_geometric_unlearn.transforms import ForgetItems, ForgetUsers
 
 
-def sampler(data, level='pair', negatives='heldout', max_examples=10_000):
-    return ExampleSampler(data, level, negatives, max_examples, 0)
+def sampler(data, level='pair', negatives='heldout', **kwargs):
+    return ExampleSampler(data, Settings(level, negatives, **kwargs))
 
 
 def test_examples_are_balanced_within_users(marked):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from torch_geometric_unlearn.audit import hold_out_users, membership
+from torch_geometric_unlearn.audit._attack import Settings
 from torch_geometric_unlearn.audit._examples import ExampleSampler
 from torch_geometric_unlearn.datasets import SyntheticMultimodal
 from torch_geometric_unlearn.transforms import (
@@ -108,7 +109,7 @@ def test_user_level(memory, full):
 def test_neighbours(memory):
     data = SyntheticMultimodal('tiny', num_users=1500, num_items=300)[0]
     marked = ForgetUsers(ratio=0.05, seed=1)(data)
-    test = ExampleSampler(marked, 'neighbours', 'auto', 10_000, 0).test
+    test = ExampleSampler(marked, Settings('neighbours')).test
     model = memory(marked, forgotten=0.0)
     near = torch.zeros(1500, dtype=torch.bool)
     near[test.ids[test.label]] = True

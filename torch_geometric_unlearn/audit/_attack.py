@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torch_geometric_unlearn.utils.check import check_choice
+from torch_geometric_unlearn.utils.check import check_choice, check_int
 from torch_geometric_unlearn.utils.optional import import_optional
 from torch_geometric_unlearn.utils.seed import generator
 
 from ._features import DESCENDING, MAIN, NEUTRAL
 
 CLASSIFIERS = ('logistic', 'boosting')
+NEGATIVES = ('auto', 'control', 'heldout', 'random')
 METRICS = ('balanced_accuracy', 'auc', 'tpr_at_1_fpr')
 #: With fewer examples on one side, a figure would be noise.
 MIN_EXAMPLES = 50
@@ -93,32 +94,43 @@ class MembershipResult:
         )
 
 
-def require_sklearn() -> None:
-    r"""Raises unless scikit-learn is there.
+@dataclass(frozen=True)
+class Settings:
+    r"""The arguments of :meth:`~torch_geometric_unlearn.audit.membership` that are the
+    same for all models and modes.
 
     Raises:
-        ImportError: With the command that installs it.
+        TypeError: If an argument is of the wrong type.
+        ValueError: If it is out of range.
     """
-    import_optional('sklearn', 'The membership audit', 'audit')
 
+    level: str = 'pair'
+    negatives: str = 'auto'
+    classifiers: Sequence[str] = CLASSIFIERS
+    num_folds: int = 5
+    max_examples: int = 10_000
+    num_bootstrap: int = 1000
+    seed: int = 0
 
-def check_classifiers(classifiers: Sequence[str]) -> tuple[str, ...]:
-    r"""Returns the names of the classifiers if all of them are known.
-
-    Raises:
-        TypeError: If :obj:`classifiers` is a string.
-        ValueError: If it is empty or a name is unknown.
-    """
-    if isinstance(classifiers, str):
-        raise TypeError(
-            f"'classifiers' must be a sequence of names (got the string "
-            f"'{classifiers}'). For one classifier, pass ['{classifiers}']."
-        )
-    if len(classifiers) == 0:
-        raise ValueError(
-            f"'classifiers' must name at least one of {CLASSIFIERS} (got none)"
-        )
-    return tuple(check_choice(name, 'classifiers', CLASSIFIERS) for name in classifiers)
+    def __post_init__(self) -> None:
+        check_choice(self.level, 'level', ('pair', 'user', 'neighbours'))
+        check_choice(self.negatives, 'negatives', NEGATIVES)
+        names = self.classifiers
+        if isinstance(names, str):
+            raise TypeError(
+                f"'classifiers' must be a sequence of names (got the string "
+                f"'{names}'). For one classifier, pass ['{names}']."
+            )
+        if len(names) == 0:
+            raise ValueError(
+                f"'classifiers' must name at least one of {CLASSIFIERS} (got none)"
+            )
+        for name in names:
+            check_choice(name, 'classifiers', CLASSIFIERS)
+        check_int(self.num_folds, 'num_folds', 2)
+        check_int(self.max_examples, 'max_examples', 1)
+        check_int(self.num_bootstrap, 'num_bootstrap', 1)
+        generator(self.seed)  # Checks the seed.
 
 
 class Attacker:
@@ -132,9 +144,13 @@ class Attacker:
     Args:
         classifiers (sequence): Names of the candidates.
         seed (int): Seed of the inner folds and of the classifiers.
+
+    Raises:
+        ImportError: If scikit-learn is missing.
     """
 
     def __init__(self, classifiers: Sequence[str], seed: int) -> None:
+        import_optional('sklearn', 'The membership audit', 'audit')
         self.classifiers = classifiers
         self.seed = seed
 

@@ -16,7 +16,7 @@ from torch_geometric_unlearn.loader import TripletLoader
 from torch_geometric_unlearn.utils.seed import generator
 from torch_geometric_unlearn.utils.topk import PairIndex
 
-from ._attack import MIN_EXAMPLES
+from ._attack import MIN_EXAMPLES, Settings
 from ._matching import match, occurrence
 from .hold_out_users import never_trained_pairs
 
@@ -49,10 +49,15 @@ class Examples:
         return cls(pairs, pairs.new_empty(0), pairs[row], label)
 
     @classmethod
-    def of_users(cls, pairs: Tensor, members: Tensor, others: Tensor) -> Examples:
-        r"""Every user with its queried pairs is an example and a group."""
-        ids = torch.cat([members, others])
-        label = torch.arange(ids.numel()) < members.numel()
+    def of_users(
+        cls, pairs: Tensor, members: Tensor, others: Tensor, limit: int
+    ) -> Examples:
+        r"""Every user with its queried pairs is an example and a group; the first
+        users of both sides, equally many and at most :obj:`limit`.
+        """
+        num = min(members.numel(), others.numel(), limit)
+        ids = torch.cat([members[:num], others[:num]])
+        label = torch.arange(ids.numel()) < num
         return cls(pairs[:, torch.isin(pairs[0], ids)], ids, ids, label)
 
     @property
@@ -66,26 +71,22 @@ class ExampleSampler:
 
     Args:
         data (HeteroData): The data with the request still marked.
-        level (str): :obj:`'pair'`, :obj:`'user'` or :obj:`'neighbours'`.
-        negatives (str): The kind of non-members among pairs. Afterwards, the
-            attribute says what :obj:`'auto'` has come to.
-        max_examples (int): Examples per side.
-        seed (int): Seed of the draws.
+        settings (Settings): What to draw. The attribute :obj:`negatives` says what
+            :obj:`'auto'` has come to.
 
     Raises:
         ValueError: If users are to be examples of a request that deletes none.
     """
 
-    def __init__(
-        self, data: HeteroData, level: str, negatives: str, max_examples: int, seed: int
-    ) -> None:
+    def __init__(self, data: HeteroData, settings: Settings) -> None:
+        level, negatives, seed = settings.level, settings.negatives, settings.seed
         if level == 'user' and Request.of(data).users.numel() == 0:
             raise ValueError(
                 "'level' must be 'pair' or 'neighbours' for a request that deletes no "
                 "user (got 'user'). Mark whole users with 'ForgetUsers'."
             )
-        self.level, self.negatives = level, negatives
-        self.max_examples, self.seed = max_examples, seed
+        self.level, self.negatives, self.seed = level, negatives, seed
+        self.max_examples = settings.max_examples
         self.sizes = schema.num_users(data), schema.num_items(data)
         self.row = 1 if Request.of(data).level == 'item' else 0
         data = copy.copy(data).to('cpu')
@@ -116,7 +117,7 @@ class ExampleSampler:
             gone = torch.isin(members, self.forgotten[0])
             pairs = torch.cat([self.retained, self.never_trained], dim=1)
             members = self._shuffled(members[~gone])
-            return self._balanced_users(pairs, members, self.outside)
+            return Examples.of_users(pairs, members, self.outside, self.max_examples)
         asked, val = self.forgotten[self.row], self.held_out['val']
         members = self.retained[:, ~torch.isin(self.retained[self.row], asked)]
         if self.negatives == 'random':
@@ -157,7 +158,8 @@ class ExampleSampler:
         outside, unseen = unseen.tensor_split(2)
         members = self._shuffled(self.forgotten[0].unique())
         pairs = torch.cat([self.forgotten, self.never_trained], dim=1)
-        return self._balanced_users(pairs, members, unseen), outside
+        test = Examples.of_users(pairs, members, unseen, self.max_examples)
+        return test, outside
 
     def _neighbours(self) -> Examples:
         num_users = self.sizes[0]
@@ -180,13 +182,8 @@ class ExampleSampler:
         members, others = self._matched(
             stratum[:, near[kept]], stratum[:, ~near[kept]], 0
         )
-        return Examples.of_users(self.retained, members[1], others[1])
-
-    def _balanced_users(
-        self, pairs: Tensor, members: Tensor, others: Tensor
-    ) -> Examples:
-        num = min(members.numel(), others.numel(), self.max_examples)
-        return Examples.of_users(pairs, members[:num], others[:num])
+        num = members.size(1)
+        return Examples.of_users(self.retained, members[1], others[1], num)
 
     def _matched(
         self, members: Tensor, others: Tensor, row: int, split: str = ''

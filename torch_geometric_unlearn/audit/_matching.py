@@ -31,10 +31,11 @@ def match(
     """
     members = members[:, key.argsort()]
     others = others[:, torch.randperm(others.size(1), generator=rng)]
+    known = torch.cat([members[row], others[row]])
+    size = int(known.max()) + 1 if known.numel() > 0 else 1
     sides = []
     for pairs, against in ((members, others), (others, members)):
         pairs = pairs[:, pairs[row].argsort(stable=True)]
-        size = 1 + max(_maximum(pairs[row]), _maximum(against[row]))
         limit = against[row].bincount(minlength=size)
         sides.append(pairs[:, occurrence(pairs[row]) < limit[pairs[row]]])
     keep = torch.randperm(sides[0].size(1), generator=rng)[:max_examples]
@@ -46,7 +47,3 @@ def occurrence(ids: Tensor) -> Tensor:
     _, count = ids.unique_consecutive(return_counts=True)
     start = (count.cumsum(0) - count).repeat_interleave(count)
     return torch.arange(ids.numel()) - start
-
-
-def _maximum(ids: Tensor) -> int:
-    return int(ids.max()) if ids.numel() > 0 else 0

@@ -1,10 +1,9 @@
-r"""One membership audit: its settings, and the attack on its examples."""
+r"""One membership audit: the attack on the examples of a request."""
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -14,55 +13,24 @@ from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.nn.models.served import Served
-from torch_geometric_unlearn.utils.check import check_choice, check_int
 from torch_geometric_unlearn.utils.knn import content_neighbors
-from torch_geometric_unlearn.utils.seed import generator
 
 from ._attack import (
+    METRICS,
     MIN_EXAMPLES,
     Attacker,
     MembershipResult,
+    Settings,
     attack_figures,
-    check_classifiers,
     compare_features,
     cross_validate,
     fill_direction,
     fill_result,
     plot_scores,
-    require_sklearn,
 )
 from ._examples import Examples, ExampleSampler
 from ._features import PairFeatures
 from .exchangeability import compare_covariates
-
-
-@dataclass(frozen=True)
-class Settings:
-    r"""The arguments of :meth:`~torch_geometric_unlearn.audit.membership` that are the
-    same for all models and modes.
-
-    Raises:
-        TypeError: If an argument is of the wrong type.
-        ValueError: If it is out of range.
-    """
-
-    level: str
-    negatives: str
-    classifiers: Sequence[str]
-    num_folds: int
-    max_examples: int
-    num_bootstrap: int
-    seed: int
-
-    def __post_init__(self) -> None:
-        check_choice(self.level, 'level', ('pair', 'user', 'neighbours'))
-        kinds = ('auto', 'control', 'heldout', 'random')
-        check_choice(self.negatives, 'negatives', kinds)
-        check_classifiers(self.classifiers)
-        check_int(self.num_folds, 'num_folds', 2)
-        check_int(self.max_examples, 'max_examples', 1)
-        check_int(self.num_bootstrap, 'num_bootstrap', 1)
-        generator(self.seed)  # Checks the seed.
 
 
 class MembershipAudit:
@@ -71,25 +39,13 @@ class MembershipAudit:
     Args:
         data (HeteroData): The data with the request still marked.
         settings (Settings): How to attack.
-
-    Raises:
-        ImportError: If scikit-learn is missing.
     """
 
     def __init__(self, data: HeteroData, settings: Settings) -> None:
-        require_sklearn()
         schema.validate(data)
         self.data, self.settings = data, settings
         self.neighbors = content_neighbors(schema.features(data).values())
-        self.examples = ExampleSampler(
-            data,
-            settings.level,
-            settings.negatives,
-            settings.max_examples,
-            settings.seed,
-        )
-        #: Metrics of the last attack on resamples of the groups.
-        self.resamples: dict[str, Tensor] = {}
+        self.examples = ExampleSampler(data, settings)
 
     def source(self, model: Any, graph: Any = None) -> PairFeatures:
         r"""Returns the features of a model.
@@ -116,6 +72,8 @@ class MembershipAudit:
         r"""Tests on :obj:`test` an attacker trained on :obj:`train`, or by
         cross-validation.
         """
+        #: Metrics of the last attack on resamples of the groups.
+        self.resamples = dict.fromkeys(METRICS, torch.tensor([math.nan]).double())
         label, group, given = test.label, test.group, self.settings
         result.num_members, result.num_nonmembers = test.counts
         for side, examples in (('testing', test), ('training', train)):
@@ -161,14 +119,9 @@ class MembershipAudit:
 
     @cached_property
     def _balance(self) -> tuple[dict[str, Any], Tensor]:
-        test, given = self.examples.test, self.settings
+        source, given = self.examples, self.settings
         return compare_covariates(
-            self.data,
-            test.pairs,
-            test.label,
-            self.examples.row,
-            given.num_bootstrap,
-            given.seed,
+            self.data, source.test, source.row, given.num_bootstrap, given.seed
         )
 
 

@@ -6,14 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.nn.models.served import Served
 from torch_geometric_unlearn.utils.check import check_choice
 
-from ._attack import CLASSIFIERS, METRICS, percentiles
-from ._membership import MembershipAudit, Settings
+from ._attack import CLASSIFIERS, METRICS, Settings, percentiles
+from ._membership import MembershipAudit
 from .self_check import MAX_NULL, check_attacker
 
 
@@ -50,15 +49,13 @@ def compare_membership(
         modes (sequence, optional): Modes to run; for neighbours, transfer is left out.
             (default: :obj:`('direct', 'transfer')`)
         level (str, optional): As for :meth:`membership`. (default: :obj:`'pair'`)
-        negatives (str, optional): As for :meth:`membership`.
-            (default: :obj:`'auto'`)
+        negatives (str, optional): As for :meth:`membership`. (default: :obj:`'auto'`)
         classifiers (sequence, optional): As for :meth:`membership`.
             (default: :obj:`('logistic', 'boosting')`)
         num_folds (int, optional): As for :meth:`membership`. (default: :obj:`5`)
         max_examples (int, optional): As for :meth:`membership`.
             (default: :obj:`10_000`)
-        num_bootstrap (int, optional): As for :meth:`membership`.
-            (default: :obj:`1000`)
+        num_bootstrap (int, optional): As for :meth:`membership`. (default: :obj:`1000`)
         seed (int, optional): As for :meth:`membership`. (default: :obj:`0`)
 
     Returns:
@@ -94,8 +91,7 @@ def compare_membership(
         source = audit.source(served(model, data))
         for mode in modes:
             result = audit(source, mode)
-            if result.auc == result.auc:
-                resamples[name, mode] = audit.resamples
+            resamples[name, mode] = audit.resamples
             row: dict[str, Any] = {'method': name, 'mode': mode, 'level': level}
             row |= {key: getattr(result, key) for key in (*METRICS, 'deviation')}
             row |= {'direction': result.direction, 'classifier': result.classifier}
@@ -107,12 +103,16 @@ def compare_membership(
     if 'retrained' in models:
         reference = {row['mode']: row for row in rows if row['method'] == 'retrained'}
         for row in rows:
-            ours = reference[row['mode']]
+            mode, ours = row['mode'], reference[row['mode']]
             row['priv_gap'] = row['balanced_accuracy'] - ours['balanced_accuracy']
             change = row['auc'] - ours['auc']
             relative = 100 * change / ours['auc'] if ours['auc'] else math.nan
             row['auc_relative'] = relative
-            row |= _excess(row, ours, resamples)
+            sides = resamples[row['method'], mode], resamples['retrained', mode]
+            for key in ('balanced_accuracy', 'auc'):
+                low, high = percentiles(sides[0][key] - sides[1][key])
+                row[f'excess_{key}'] = row[key] - ours[key]
+                row |= {f'excess_{key}_low': low, f'excess_{key}_high': high}
         if 'direct' in reference and level != 'neighbours':
             confounded = reference['direct']['balanced_accuracy'] > MAX_NULL
     else:
@@ -129,21 +129,3 @@ def compare_membership(
         'confounded': confounded,
         'self_check': check,
     }
-
-
-def _excess(
-    row: dict[str, Any],
-    reference: dict[str, Any],
-    resamples: dict[tuple[str, str], dict[str, Tensor]],
-) -> dict[str, float]:
-    out = {}
-    ours = resamples.get((row['method'], row['mode']))
-    theirs = resamples.get((reference['method'], reference['mode']))
-    for name in ('balanced_accuracy', 'auc'):
-        key = f'excess_{name}'
-        out[key] = row[name] - reference[name]
-        low, high = math.nan, math.nan
-        if ours is not None and theirs is not None:
-            low, high = percentiles(ours[name] - theirs[name])
-        out |= {f'{key}_low': low, f'{key}_high': high}
-    return out

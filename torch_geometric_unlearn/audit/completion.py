@@ -149,8 +149,7 @@ def completion_yardstick(
             :meth:`~torch_geometric_unlearn.audit.hold_out_users` has set aside as
             :obj:`data.never_trained_edge_label_index`.
         num_splits (int, optional): As for :meth:`completion`. (default: :obj:`3`)
-        num_bootstrap (int, optional): As for :meth:`completion`.
-            (default: :obj:`1000`)
+        num_bootstrap (int, optional): As for :meth:`completion`. (default: :obj:`1000`)
         seed (int, optional): As for :meth:`completion`. (default: :obj:`0`)
 
     Returns:
@@ -240,30 +239,25 @@ def _attack(
         total.index_add_(0, place[target][valid], share[valid])
         number.index_add_(0, place[target][valid], torch.ones_like(share[valid]))
 
-    if int(number.sum()) < MIN_TARGETS:
+    result = CompletionResult(
+        num_users=users.numel(), num_targets=int(number.sum())
+    )
+    if result.num_targets < MIN_TARGETS:
         warnings.warn(
             f'The completion attack needs {MIN_TARGETS} deleted pairs to guess, of '
             f'users with at least {MIN_HISTORY} training pairs (got '
-            f'{int(number.sum())}), so its AUC is NaN. Pool several requests.',
+            f'{result.num_targets}), so its AUC is NaN. Pool several requests.',
             stacklevel=3,
         )
-        return CompletionResult(
-            num_users=users.numel(), num_targets=int(number.sum())
-        )
-    drawn = torch.multinomial(
-        torch.ones(users.numel()),
-        users.numel() * num_bootstrap,
-        replacement=True,
-        generator=rng,
-    ).view(num_bootstrap, -1)
+        return result
+    size = users.numel() * num_bootstrap
+    drawn = torch.multinomial(torch.ones(users.numel()), size, True, generator=rng)
+    drawn = drawn.view(num_bootstrap, -1)
     means = total[drawn].sum(dim=1) / number[drawn].sum(dim=1)
-    return CompletionResult(
-        auc=float(total.sum() / number.sum()),
-        interval=percentiles(means),
-        standard_error=float(means[~means.isnan()].std()),
-        num_users=users.numel(),
-        num_targets=int(number.sum()),
-    )
+    result.auc = float(total.sum() / number.sum())
+    result.interval = percentiles(means)
+    result.standard_error = float(means[~means.isnan()].std())
+    return result
 
 
 def _shares(

@@ -15,12 +15,12 @@ from torch_geometric_unlearn.utils.seed import generator
 
 from ._attack import (
     MIN_EXAMPLES,
-    attack_figures,
+    MembershipResult,
     cross_validate,
+    fill_result,
     mean_difference,
-    percentiles,
-    resample,
 )
+from ._examples import Examples
 from ._matching import match
 
 #: An AUC this close to 0.5 changes no conclusion of an audit.
@@ -84,31 +84,23 @@ def exchangeability(
             f"'{split}' must have at least {MIN_EXAMPLES} pairs to compare with (got "
             f'{members.size(1)} of users that have both). Hold out more.'
         )
-    pairs = torch.cat([members, others], dim=1)
-    label = torch.arange(pairs.size(1)) < members.size(1)
-    out, _ = compare_covariates(data, pairs, label, 0, num_bootstrap, seed)
-    return out
+    examples = Examples.of_pairs(members, others, 0)
+    return compare_covariates(data, examples, 0, num_bootstrap, seed)[0]
 
 
 def compare_covariates(
-    data: HeteroData,
-    pairs: Tensor,
-    label: Tensor,
-    row: int,
-    num_bootstrap: int,
-    seed: int,
+    data: HeteroData, examples: Examples, row: int, num_bootstrap: int, seed: int
 ) -> tuple[dict[str, Any], Tensor]:
-    r"""Returns what :meth:`exchangeability` says of given pairs int64 :obj:`[2, n]`
-    with labels bool :obj:`[n]`, equally many per user (row 0) or item (row 1), and the
-    log-odds of the label that the covariates give,
+    r"""Returns what :meth:`exchangeability` says of given pairs, equally many per user
+    (row 0) or item (row 1), and the log-odds of the label that the covariates give,
     float64 :obj:`[n]`, each from a classifier that has not seen its group.
     """
-    x, names = covariates(data, pairs, row)
-    group = pairs[row]
+    x, names = covariates(data, examples.pairs, row)
+    label, group = examples.label, examples.group
     score, guess, _ = cross_validate(x, label, group, ('logistic',), 5, seed)
-    resamples = resample(score, guess, label, group, num_bootstrap, seed)
-    interval = percentiles(resamples['auc'])
-    auc = float(attack_figures(score, guess, label)['auc'])
+    result = MembershipResult('covariates', 'pair')
+    fill_result(result, score, guess, label, group, num_bootstrap, seed)
+    auc, interval = result.auc, result.intervals['auc']
     # Without any difference, cross-validation tends to lie below 0.5.
     holds = interval[0] <= 0.5 or auc <= 0.5 + TOLERANCE
     return {

@@ -9,8 +9,8 @@ from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.utils.check import check_choice
 
-from ._attack import CLASSIFIERS, MembershipResult
-from ._membership import MembershipAudit, Settings
+from ._attack import CLASSIFIERS, MembershipResult, Settings
+from ._membership import MembershipAudit
 from .self_check import check_attacker
 
 

@@ -10,8 +10,8 @@ from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.nn.models.served import Served
 
-from ._attack import CLASSIFIERS, METRICS, MembershipResult
-from ._membership import MembershipAudit, Settings
+from ._attack import CLASSIFIERS, METRICS, MembershipResult, Settings
+from ._membership import MembershipAudit
 
 #: Above this balanced accuracy, a comparison of equals is confounded.
 MAX_NULL = 0.55
@@ -41,8 +41,7 @@ def self_check(
         num_folds (int, optional): As for :meth:`membership`. (default: :obj:`5`)
         max_examples (int, optional): As for :meth:`membership`.
             (default: :obj:`10_000`)
-        num_bootstrap (int, optional): As for :meth:`membership`.
-            (default: :obj:`1000`)
+        num_bootstrap (int, optional): As for :meth:`membership`. (default: :obj:`1000`)
         seed (int, optional): As for :meth:`membership`. (default: :obj:`0`)
 
     Returns:

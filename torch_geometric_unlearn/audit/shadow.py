@@ -137,7 +137,8 @@ def shadow(
     gone, strangers = gone[:num], strangers[:num]
 
     sizes = schema.num_users(data), schema.num_items(data)
-    vectors = factorise(_of(retained, rest), sizes, num_factors, seed)
+    background = retained[:, torch.isin(retained[0], rest)]
+    vectors = factorise(background, sizes, num_factors, seed)
     shadow_data = _only(data, members)
     with isolated_seed(seed):
         recommender = build_model(shadow_data)
@@ -233,10 +234,6 @@ def _only(data: HeteroData, users: Tensor) -> HeteroData:
         if key in data:
             out[key] = data[key][:, torch.isin(data[key][0], users)]
     return DropForgotten()(out)
-
-
-def _of(pairs: Tensor, users: Tensor) -> Tensor:
-    return pairs[:, torch.isin(pairs[0], users)]
 
 
 def _lists(served: Served, users: Tensor) -> Tensor:
