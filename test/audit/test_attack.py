@@ -7,15 +7,16 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score, roc_curve
 
 from torch_geometric_unlearn.audit import _attack
 from torch_geometric_unlearn.audit._attack import (
+    CLASSIFIERS,
     Attacker,
+    Settings,
     attack_figures,
     best_threshold,
-    bootstrap,
-    check_classifiers,
     compare_features,
     cross_validate,
     group_folds,
-    require_sklearn,
+    percentiles,
+    resample,
 )
 
 
@@ -59,21 +60,35 @@ def test_bootstrap_resamples_groups():
     score, label = toy(400)
     group = torch.arange(400)
     guess = score > 0.4
-    single = bootstrap(score, guess, label, group, 400, 0)
-    same = bootstrap(
-        score.repeat(4), guess.repeat(4), label.repeat(4), group.repeat(4), 400, 0
-    )
-    apart = bootstrap(
-        score.repeat(4), guess.repeat(4), label.repeat(4), torch.arange(1600), 400, 0
-    )
-    width = {
-        name: out['auc'][1] - out['auc'][0]
-        for name, out in (('single', single), ('same', same), ('apart', apart))
-    }
+    single = resample(score, guess, label, group, 400, 0)
+    copies = score.repeat(4), guess.repeat(4), label.repeat(4)
+    same = resample(*copies, group.repeat(4), 400, 0)
+    apart = resample(*copies, torch.arange(1600), 400, 0)
+    width = {}
+    for name, out in (('single', single), ('same', same), ('apart', apart)):
+        low, high = percentiles(out['auc'])
+        width[name] = high - low
     assert width['same'] == pytest.approx(width['single'], rel=1e-9)
     assert width['apart'] < 0.65 * width['single']
-    low, high = single['auc']
+    low, high = percentiles(single['auc'])
     assert low < roc_auc_score(label, score) < high
+
+
+def test_resamples_by_loops():
+    rng = torch.Generator().manual_seed(0)
+    group = torch.arange(40) // 4
+    label = torch.arange(40) % 2 == 0
+    score = torch.randn(40, generator=rng, dtype=torch.float64) + label
+    values = resample(score, score > 0.5, label, group, 5, 3)
+    same = resample(score, score > 0.5, label, group, 5, 3)
+    assert torch.equal(values['auc'], same['auc'])
+    draw = torch.randint(10, (5, 10), generator=torch.Generator().manual_seed(3))
+    for k in range(5):
+        rows = torch.cat([(group == g).nonzero().view(-1) for g in draw[k].tolist()])
+        auc = roc_auc_score(label[rows].numpy(), score[rows].numpy())
+        assert float(values['auc'][k]) == pytest.approx(auc)
+    plain = attack_figures(score, score > 0.5, label)['auc']
+    assert float(plain) == pytest.approx(roc_auc_score(label.numpy(), score.numpy()))
 
 
 def test_folds_keep_groups_together_and_balanced():
@@ -153,11 +168,11 @@ def test_readings():
 
 def test_bad_classifiers_and_missing_package(monkeypatch):
     with pytest.raises(ValueError, match="'classifiers' must be one of"):
-        check_classifiers(['forest'])
+        Settings(classifiers=['forest'])
     with pytest.raises(ValueError, match="'classifiers' must name at least one"):
-        check_classifiers([])
+        Settings(classifiers=[])
     with pytest.raises(TypeError, match=r"pass \['logistic'\]"):
-        check_classifiers('logistic')
+        Settings(classifiers='logistic')
     monkeypatch.setitem(sys.modules, 'sklearn', None)
     with pytest.raises(ImportError, match=r'torch_geometric_unlearn\[audit\]'):
-        require_sklearn()
+        Attacker(CLASSIFIERS, 0)

@@ -17,7 +17,7 @@ from torch_geometric_unlearn.metrics._similarity import (
     overlap_at_k,
     rank_biased_overlap,
 )
-from torch_geometric_unlearn.nn import MGCN
+from torch_geometric_unlearn.nn import MGCN, Served
 from torch_geometric_unlearn.transforms import ForgetItems, ForgetUsers
 from torch_geometric_unlearn.unlearn import RowReset
 from torch_geometric_unlearn.utils.seed import generator, isolated_seed
@@ -213,6 +213,18 @@ def test_ks_statistic():
     assert math.isnan(ks_statistic(x, x[:0]))
 
 
+def test_no_rows():
+    lists, scores = random_lists()[:0], random_scores()[:0]
+    for out in (
+        jaccard_at_k(lists, lists, 5),
+        rank_biased_overlap(lists, lists),
+        kendall_tau_top(scores, scores),
+        jensen_shannon(scores, scores),
+    ):
+        assert out.dtype == torch.double
+        assert out.numel() == 0
+
+
 # Models ##############################################################################
 
 
@@ -344,5 +356,9 @@ def test_samples_and_inputs(data, trained, fresh):
     draws = [closeness(trained, fresh, marked, num_users=20, seed=s) for s in (0, 0, 1)]
     assert draws[0]['value'] == draws[1]['value'] != draws[2]['value']
     assert marked[schema.EDGE_TYPE].forget_mask.any()
+    views = [Served.of(model, marked) for model in (trained, fresh)]
+    before = Served.before(trained, marked)
+    out = closeness(*views, marked, before, views[1])
+    assert repr(out) == repr(closeness(trained, fresh, marked, trained, fresh))
     with pytest.raises(ValueError, match="'num_users' must be at least 1"):
         closeness(trained, fresh, marked, num_users=0)

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torch_geometric_unlearn.utils.check import check_choice
+from torch_geometric_unlearn.utils.check import check_choice, check_int
 from torch_geometric_unlearn.utils.optional import import_optional
 from torch_geometric_unlearn.utils.seed import generator
 
 from ._features import DESCENDING, MAIN, NEUTRAL
 
 CLASSIFIERS = ('logistic', 'boosting')
+NEGATIVES = ('auto', 'control', 'heldout', 'random')
 METRICS = ('balanced_accuracy', 'auc', 'tpr_at_1_fpr')
 #: With fewer examples on one side, a figure would be noise.
 MIN_EXAMPLES = 50
@@ -93,32 +94,43 @@ class MembershipResult:
         )
 
 
-def require_sklearn() -> None:
-    r"""Raises unless scikit-learn is there.
+@dataclass(frozen=True)
+class Settings:
+    r"""The arguments of :meth:`~torch_geometric_unlearn.audit.membership` that are the
+    same for all models and modes.
 
     Raises:
-        ImportError: With the command that installs it.
+        TypeError: If an argument is of the wrong type.
+        ValueError: If it is out of range.
     """
-    import_optional('sklearn', 'The membership audit', 'audit')
 
+    level: str = 'pair'
+    negatives: str = 'auto'
+    classifiers: Sequence[str] = CLASSIFIERS
+    num_folds: int = 5
+    max_examples: int = 10_000
+    num_bootstrap: int = 1000
+    seed: int = 0
 
-def check_classifiers(classifiers: Sequence[str]) -> tuple[str, ...]:
-    r"""Returns the names of the classifiers if all of them are known.
-
-    Raises:
-        TypeError: If :obj:`classifiers` is a string.
-        ValueError: If it is empty or a name is unknown.
-    """
-    if isinstance(classifiers, str):
-        raise TypeError(
-            f"'classifiers' must be a sequence of names (got the string "
-            f"'{classifiers}'). For one classifier, pass ['{classifiers}']."
-        )
-    if len(classifiers) == 0:
-        raise ValueError(
-            f"'classifiers' must name at least one of {CLASSIFIERS} (got none)"
-        )
-    return tuple(check_choice(name, 'classifiers', CLASSIFIERS) for name in classifiers)
+    def __post_init__(self) -> None:
+        check_choice(self.level, 'level', ('pair', 'user', 'neighbours'))
+        check_choice(self.negatives, 'negatives', NEGATIVES)
+        names = self.classifiers
+        if isinstance(names, str):
+            raise TypeError(
+                f"'classifiers' must be a sequence of names (got the string "
+                f"'{names}'). For one classifier, pass ['{names}']."
+            )
+        if len(names) == 0:
+            raise ValueError(
+                f"'classifiers' must name at least one of {CLASSIFIERS} (got none)"
+            )
+        for name in names:
+            check_choice(name, 'classifiers', CLASSIFIERS)
+        check_int(self.num_folds, 'num_folds', 2)
+        check_int(self.max_examples, 'max_examples', 1)
+        check_int(self.num_bootstrap, 'num_bootstrap', 1)
+        generator(self.seed)  # Checks the seed.
 
 
 class Attacker:
@@ -132,9 +144,13 @@ class Attacker:
     Args:
         classifiers (sequence): Names of the candidates.
         seed (int): Seed of the inner folds and of the classifiers.
+
+    Raises:
+        ImportError: If scikit-learn is missing.
     """
 
     def __init__(self, classifiers: Sequence[str], seed: int) -> None:
+        import_optional('sklearn', 'The membership audit', 'audit')
         self.classifiers = classifiers
         self.seed = seed
 
@@ -267,19 +283,6 @@ def attack_figures(
     return out | ranking_figures(score, label, weight)
 
 
-def bootstrap(
-    score: Tensor,
-    guess: Tensor,
-    label: Tensor,
-    group: Tensor,
-    num_bootstrap: int,
-    seed: int,
-) -> dict[str, list[float]]:
-    r"""Returns 95% percentile intervals by metric, resampling whole groups."""
-    values = resample(score, guess, label, group, num_bootstrap, seed)
-    return {name: percentiles(value) for name, value in values.items()}
-
-
 def percentiles(values: Tensor) -> list[float]:
     r"""Returns the 95% percentile interval of resampled values."""
     quantile = torch.tensor([0.025, 0.975], dtype=torch.float64)
@@ -320,13 +323,19 @@ def fill_result(
     group: Tensor,
     num_bootstrap: int,
     seed: int,
-) -> None:
-    r"""Writes metrics, intervals and counts into :obj:`result`."""
+) -> dict[str, Tensor]:
+    r"""Writes metrics, intervals, counts and the first scores into :obj:`result`;
+    returns the metrics on the resamples.
+    """
     for name, value in attack_figures(score, guess, label).items():
         setattr(result, name, float(value))
     result.deviation = abs(result.balanced_accuracy - 0.5)
     result.num_members, result.num_nonmembers = int(label.sum()), int((~label).sum())
-    result.intervals = bootstrap(score, guess, label, group, num_bootstrap, seed)
+    for name, side in (('members', label), ('nonmembers', ~label)):
+        result.scores[name] = score[side][:MAX_SCORES].tolist()
+    resamples = resample(score, guess, label, group, num_bootstrap, seed)
+    result.intervals = {key: percentiles(value) for key, value in resamples.items()}
+    return resamples
 
 
 def fill_direction(result: MembershipResult, members_above: bool) -> None:
@@ -338,17 +347,23 @@ def fill_direction(result: MembershipResult, members_above: bool) -> None:
         result.direction = 'remembered' if members_above else 'over-forgotten'
 
 
+def mean_difference(x: Tensor, label: Tensor) -> Tensor:
+    r"""Returns the means of the members minus those of the others, in standard
+    deviations, :obj:`[F]`; 0 where nothing varies.
+    """
+    members, others = x[label], x[~label]
+    spread = ((members.var(dim=0) + others.var(dim=0)) / 2).sqrt()
+    difference = members.mean(dim=0) - others.mean(dim=0)
+    return torch.where(spread > 0, difference / spread, 0.0)
+
+
 def compare_features(
     x: Tensor, label: Tensor, names: Sequence[str]
 ) -> list[dict[str, Any]]:
     r"""Returns name, standardised mean difference and reading of every feature."""
-    members, others = x[label], x[~label]
-    spread = ((members.var(dim=0) + others.var(dim=0)) / 2).sqrt()
-    difference = members.mean(dim=0) - others.mean(dim=0)
-    difference = torch.where(spread > 0, difference / spread, 0.0)
-    error = (1 / members.size(0) + 1 / others.size(0)) ** 0.5
+    error = (1 / int(label.sum()) + 1 / int((~label).sum())) ** 0.5
     out = []
-    for name, value in zip(names, difference.tolist()):
+    for name, value in zip(names, mean_difference(x, label).tolist()):
         above = value > 0
         if abs(value) <= 2 * error:
             reading = 'none'

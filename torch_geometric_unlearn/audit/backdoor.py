@@ -11,6 +11,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.data.known_pairs import KnownPairs
 from torch_geometric_unlearn.data.request import without_request
 from torch_geometric_unlearn.metrics import embed
 from torch_geometric_unlearn.transforms.inject_backdoor import append_interactions
@@ -309,10 +310,8 @@ def _add_trigger(
         if key in out:
             del out[key]
     pairs = torch.cartesian_prod(users, trigger).view(-1, 2).t()
-    num_items = schema.num_items(data)
-    known = schema.pair_codes(data[schema.EDGE_TYPE].edge_index.cpu(), num_items)
-    new = ~torch.isin(schema.pair_codes(pairs, num_items), known)
-    return append_interactions(out, pairs[:, new], gen)
+    known = KnownPairs(data[schema.EDGE_TYPE].edge_index, schema.num_items(data))
+    return append_interactions(out, pairs[:, ~known.contains(*pairs)], gen)
 
 
 def _has_target(

@@ -19,6 +19,9 @@ from torch_geometric_unlearn.utils.check import check_int
 from torch_geometric_unlearn.utils.seed import generator
 from torch_geometric_unlearn.utils.topk import PairIndex
 
+from ._attack import percentiles
+from ._matching import occurrence
+
 #: Shorter histories can't be split into a half that is known and one to guess.
 MIN_HISTORY = 4
 #: With fewer guesses, a figure would be noise.
@@ -140,14 +143,13 @@ def completion_yardstick(
     trained on, which is what it finds without any memory.
 
     Args:
-        model (torch.nn.Module): The model.
+        model (torch.nn.Module or Served): The model.
         data (HeteroData): The data that it was trained on.
         pairs (torch.Tensor): Never-trained histories, int64 :obj:`[2, n]`, e.g. what
             :meth:`~torch_geometric_unlearn.audit.hold_out_users` has set aside as
             :obj:`data.never_trained_edge_label_index`.
         num_splits (int, optional): As for :meth:`completion`. (default: :obj:`3`)
-        num_bootstrap (int, optional): As for :meth:`completion`.
-            (default: :obj:`1000`)
+        num_bootstrap (int, optional): As for :meth:`completion`. (default: :obj:`1000`)
         seed (int, optional): As for :meth:`completion`. (default: :obj:`0`)
 
     Returns:
@@ -223,12 +225,10 @@ def _attack(
     stratum = rank * NUM_STRATA // unit.size(0)
     total = torch.zeros(users.numel(), dtype=torch.float64)
     number = torch.zeros(users.numel(), dtype=torch.float64)
-    start = count.cumsum(0) - count
+    within = occurrence(place)
     for _ in range(num_splits):
-        shuffled = torch.rand(place.numel(), generator=rng)
-        shuffled = shuffled.argsort()
+        shuffled = torch.rand(place.numel(), generator=rng).argsort()
         shuffled = shuffled[place[shuffled].argsort(stable=True)]
-        within = torch.arange(place.numel()) - start[place]
         known = torch.empty_like(deleted)
         known[shuffled] = within < (count // 2)[place]
         query = unit.new_zeros(users.numel(), unit.size(1))
@@ -239,31 +239,25 @@ def _attack(
         total.index_add_(0, place[target][valid], share[valid])
         number.index_add_(0, place[target][valid], torch.ones_like(share[valid]))
 
-    if int(number.sum()) < MIN_TARGETS:
+    result = CompletionResult(
+        num_users=users.numel(), num_targets=int(number.sum())
+    )
+    if result.num_targets < MIN_TARGETS:
         warnings.warn(
             f'The completion attack needs {MIN_TARGETS} deleted pairs to guess, of '
             f'users with at least {MIN_HISTORY} training pairs (got '
-            f'{int(number.sum())}), so its AUC is NaN. Pool several requests.',
+            f'{result.num_targets}), so its AUC is NaN. Pool several requests.',
             stacklevel=3,
         )
-        return CompletionResult(
-            num_users=users.numel(), num_targets=int(number.sum())
-        )
-    drawn = torch.multinomial(
-        torch.ones(users.numel()),
-        users.numel() * num_bootstrap,
-        replacement=True,
-        generator=rng,
-    ).view(num_bootstrap, -1)
+        return result
+    size = users.numel() * num_bootstrap
+    drawn = torch.multinomial(torch.ones(users.numel()), size, True, generator=rng)
+    drawn = drawn.view(num_bootstrap, -1)
     means = total[drawn].sum(dim=1) / number[drawn].sum(dim=1)
-    quantile = torch.tensor([0.025, 0.975], dtype=torch.float64)
-    return CompletionResult(
-        auc=float(total.sum() / number.sum()),
-        interval=means.nanquantile(quantile).tolist(),
-        standard_error=float(means[~means.isnan()].std()),
-        num_users=users.numel(),
-        num_targets=int(number.sum()),
-    )
+    result.auc = float(total.sum() / number.sum())
+    result.interval = percentiles(means)
+    result.standard_error = float(means[~means.isnan()].std())
+    return result
 
 
 def _shares(

@@ -9,10 +9,19 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.data.known_pairs import KnownPairs
 from torch_geometric_unlearn.utils.check import check_choice, check_int
+from torch_geometric_unlearn.utils.seed import generator
 
-from ._attack import MIN_EXAMPLES, attack_figures, bootstrap, cross_validate
-from ._matching import Matcher
+from ._attack import (
+    MIN_EXAMPLES,
+    MembershipResult,
+    cross_validate,
+    fill_result,
+    mean_difference,
+)
+from ._examples import Examples
+from ._matching import match
 
 #: An AUC this close to 0.5 changes no conclusion of an audit.
 TOLERANCE = 0.02
@@ -67,44 +76,35 @@ def exchangeability(
     schema.validate(data)
     train = data[schema.EDGE_TYPE].edge_index.cpu()
     others = schema.held_out(data, split).cpu()
-    members, others = Matcher(seed, max_examples)(train, others)
+    rng = generator(seed)
+    key = torch.rand(train.size(1), generator=rng)
+    members, others = match(train, others, key, 0, max_examples, rng)
     if members.size(1) < MIN_EXAMPLES:
         raise ValueError(
             f"'{split}' must have at least {MIN_EXAMPLES} pairs to compare with (got "
             f'{members.size(1)} of users that have both). Hold out more.'
         )
-    pairs = torch.cat([members, others], dim=1)
-    label = torch.arange(pairs.size(1)) < members.size(1)
-    out, _ = compare_covariates(data, pairs, label, 0, num_bootstrap, seed)
-    return out
+    examples = Examples.of_pairs(members, others, 0)
+    return compare_covariates(data, examples, 0, num_bootstrap, seed)[0]
 
 
 def compare_covariates(
-    data: HeteroData,
-    pairs: Tensor,
-    label: Tensor,
-    row: int,
-    num_bootstrap: int,
-    seed: int,
+    data: HeteroData, examples: Examples, row: int, num_bootstrap: int, seed: int
 ) -> tuple[dict[str, Any], Tensor]:
-    r"""Returns what :meth:`exchangeability` says of given pairs int64 :obj:`[2, n]`
-    with labels bool :obj:`[n]`, equally many per user (row 0) or item (row 1), and the
-    log-odds of the label that the covariates give,
+    r"""Returns what :meth:`exchangeability` says of given pairs, equally many per user
+    (row 0) or item (row 1), and the log-odds of the label that the covariates give,
     float64 :obj:`[n]`, each from a classifier that has not seen its group.
     """
-    x, names = covariates(data, pairs, row)
-    group = pairs[row]
+    x, names = covariates(data, examples.pairs, row)
+    label, group = examples.label, examples.group
     score, guess, _ = cross_validate(x, label, group, ('logistic',), 5, seed)
-    interval = bootstrap(score, guess, label, group, num_bootstrap, seed)['auc']
-    auc = float(attack_figures(score, guess, label)['auc'])
-    members, rest = x[label], x[~label]
-    spread = ((members.var(dim=0) + rest.var(dim=0)) / 2).sqrt()
-    difference = members.mean(dim=0) - rest.mean(dim=0)
-    difference = torch.where(spread > 0, difference / spread.clamp(min=1e-12), 0.0)
+    result = MembershipResult('covariates', 'pair')
+    fill_result(result, score, guess, label, group, num_bootstrap, seed)
+    auc, interval = result.auc, result.intervals['auc']
     # Without any difference, cross-validation tends to lie below 0.5.
     holds = interval[0] <= 0.5 or auc <= 0.5 + TOLERANCE
     return {
-        'covariates': dict(zip(names, difference.tolist())),
+        'covariates': dict(zip(names, mean_difference(x, label).tolist())),
         'auc': auc,
         'interval': interval,
         'exchangeable': bool(holds),
@@ -121,8 +121,7 @@ def covariates(
     """
     store, num_items = data[schema.EDGE_TYPE], schema.num_items(data)
     train, pairs = store.edge_index.cpu(), pairs.cpu()
-    codes = schema.pair_codes(pairs, num_items)
-    own = torch.isin(codes, schema.pair_codes(train, num_items)).long()
+    own = KnownPairs(train, num_items).contains(*pairs).long()
     sizes = schema.num_users(data), num_items
     columns, names = [], []
     for side, name in ((1, 'item_popularity'), (0, 'user_activity')):
@@ -130,28 +129,27 @@ def covariates(
         count = count if side == row else count - own
         columns.append(count.double().log1p())
         names.append(name)
-    time = _times(data, codes, num_items)
+    time = _times(data, pairs)
     if time is not None:
         columns.append(time)
         names.append('time')
     return torch.stack(columns, dim=1), names
 
 
-def _times(data: HeteroData, codes: Tensor, num_items: int) -> Tensor | None:
-    store = data[schema.EDGE_TYPE]
+def _times(data: HeteroData, pairs: Tensor) -> Tensor | None:
+    store, num_items = data[schema.EDGE_TYPE], schema.num_items(data)
     if not isinstance(store.get('time'), Tensor):
         return None
-    known, values = [schema.pair_codes(store.edge_index.cpu(), num_items)], [store.time]
+    known, values = [store.edge_index], [store.time.double()]
     for split in schema.SPLITS:
         if f'{split}_edge_time' in data:
-            held_out = schema.held_out(data, split).cpu()
-            known.append(schema.pair_codes(held_out, num_items))
-            values.append(data[f'{split}_edge_time'])
-    order = torch.cat(known).argsort()
-    known_codes = torch.cat(known)[order]
-    time = torch.cat([value.cpu().double() for value in values])[order]
-    place = torch.searchsorted(known_codes, codes).clamp(max=known_codes.numel() - 1)
-    if not torch.equal(known_codes[place], codes):
+            known.append(schema.held_out(data, split))
+            values.append(data[f'{split}_edge_time'].double())
+    # 'KnownPairs' says whether it has a pair, not at which place its time stands.
+    codes, order = schema.pair_codes(torch.cat(known, dim=1).cpu(), num_items).sort()
+    wanted = schema.pair_codes(pairs, num_items)
+    place = torch.searchsorted(codes, wanted).clamp(max=codes.numel() - 1)
+    if not torch.equal(codes[place], wanted):
         return None  # Some pair has none.
-    time = time[place]
+    time = torch.cat(values).cpu()[order[place]]
     return (time - time.mean()) / time.std().clamp(min=1e-12)

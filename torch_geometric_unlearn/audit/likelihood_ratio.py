@@ -25,7 +25,6 @@ from torch_geometric_unlearn.utils.check import check_choice, check_int
 from torch_geometric_unlearn.utils.seed import generator, isolated_seed
 
 from ._attack import (
-    MAX_SCORES,
     MembershipResult,
     best_threshold,
     fill_direction,
@@ -185,10 +184,6 @@ def likelihood_ratio(
     group = (targets if level == 'user' else pairs[0])[~half].repeat(num_models)
     fill_result(result, score, score > threshold, label, group, num_bootstrap, seed)
     result.classifier = 'likelihood_ratio'
-    result.scores = {
-        'members': score[label][:MAX_SCORES].tolist(),
-        'nonmembers': score[~label][:MAX_SCORES].tolist(),
-    }
     fill_direction(result, bool(value[inside].mean() > value[~inside].mean()))
     result.details = {'num_models': num_models, 'num_targets': targets.numel()}
     if model is not None:

@@ -21,14 +21,9 @@ from torch_geometric_unlearn.utils.check import check_int
 from torch_geometric_unlearn.utils.seed import generator, isolated_seed
 from torch_geometric_unlearn.utils.topk import topk_items
 
-from ._attack import (
-    MAX_SCORES,
-    MIN_EXAMPLES,
-    MembershipResult,
-    fill_result,
-)
+from ._attack import MIN_EXAMPLES, MembershipResult, fill_result
 from ._features import HISTORY_LIST_SIZE, mean_items, weighted_list
-from .membership import never_trained_pairs
+from .hold_out_users import never_trained_pairs
 
 
 def shadow(
@@ -72,7 +67,7 @@ def shadow(
     to retraining counts.
 
     Args:
-        model (torch.nn.Module): The audited model.
+        model (torch.nn.Module or Served): The audited model.
         data (HeteroData): The data with the request of users still marked.
         build_model (callable): Returns a fresh shadow recommender for some data,
             drawing its parameters from torch's global generator.
@@ -142,7 +137,8 @@ def shadow(
     gone, strangers = gone[:num], strangers[:num]
 
     sizes = schema.num_users(data), schema.num_items(data)
-    vectors = factorise(_of(retained, rest), sizes, num_factors, seed)
+    background = retained[:, torch.isin(retained[0], rest)]
+    vectors = factorise(background, sizes, num_factors, seed)
     shadow_data = _only(data, members)
     with isolated_seed(seed):
         recommender = build_model(shadow_data)
@@ -167,10 +163,6 @@ def shadow(
     score = network(x_test)
     group = torch.cat([gone, strangers]).cpu()
     fill_result(result, score, score > 0, label, group, num_bootstrap, seed)
-    result.scores = {
-        'members': score[label][:MAX_SCORES].tolist(),
-        'nonmembers': score[~label][:MAX_SCORES].tolist(),
-    }
     guess = network(x_train) > 0
     result.details = {
         'flagged': float((score[label] > 0).double().mean()),
@@ -242,10 +234,6 @@ def _only(data: HeteroData, users: Tensor) -> HeteroData:
         if key in data:
             out[key] = data[key][:, torch.isin(data[key][0], users)]
     return DropForgotten()(out)
-
-
-def _of(pairs: Tensor, users: Tensor) -> Tensor:
-    return pairs[:, torch.isin(pairs[0], users)]
 
 
 def _lists(served: Served, users: Tensor) -> Tensor:

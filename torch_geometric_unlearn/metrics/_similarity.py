@@ -3,6 +3,8 @@ r"""How similar two representations, lists, rows of scores or samples are."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -134,15 +136,13 @@ def rank_biased_overlap(
         raise ValueError(f"'p' must be in (0, 1) (got {p}). The usual value is 0.9.")
     k = min(check_int(k, 'k', 1), first.size(-1))
     _check_lists(first, second, k)
-    blocks = zip(first[:, :k].split(BLOCK), second[:, :k].split(BLOCK))
-    parts = [_rank_biased_overlap(a, b, p) for a, b in blocks]
-    return torch.cat(parts) if parts else first.new_empty(0, dtype=torch.double)
+    return _by_block(_rank_biased_overlap, first[:, :k], second[:, :k], p)
 
 
 def _rank_biased_overlap(first: Tensor, second: Tensor, p: float) -> Tensor:
     k, device = first.size(1), first.device
     place = torch.arange(k, device=device)
-    match = (first.unsqueeze(2) == second.unsqueeze(1)) & (first >= 0).unsqueeze(2)
+    match = _matches(first, second)
     # An item enters the common part at the deeper of its two places.
     enters = torch.maximum(place, match.int().argmax(dim=2))
     common = torch.zeros(first.shape, dtype=torch.double, device=device)
@@ -176,9 +176,7 @@ def kendall_tau_top(first: Tensor, second: Tensor, k: int = 50) -> Tensor:
     """
     _check_scores(first, second)
     check_int(k, 'k', 1)
-    blocks = zip(first.split(BLOCK), second.split(BLOCK))
-    parts = [_kendall_tau(a, b, k) for a, b in blocks]
-    return torch.cat(parts) if parts else first.new_empty(0, dtype=torch.double)
+    return _by_block(_kendall_tau, first, second, k)
 
 
 def _kendall_tau(first: Tensor, second: Tensor, k: int) -> Tensor:
@@ -222,9 +220,7 @@ def jensen_shannon(first: Tensor, second: Tensor, k: int | None = None) -> Tenso
     _check_scores(first, second)
     if k is not None:
         check_int(k, 'k', 1)
-    blocks = zip(first.split(BLOCK), second.split(BLOCK))
-    parts = [_jensen_shannon(a, b, k) for a, b in blocks]
-    return torch.cat(parts) if parts else first.new_empty(0, dtype=torch.double)
+    return _by_block(_jensen_shannon, first, second, k)
 
 
 def _jensen_shannon(first: Tensor, second: Tensor, k: int | None) -> Tensor:
@@ -307,10 +303,22 @@ def _list_sizes(
 ) -> tuple[Tensor, Tensor, Tensor]:
     check_int(k, 'k', 1)
     _check_lists(first, second, k)
-    common = [
-        ((a.unsqueeze(2) == b.unsqueeze(1)) & (a >= 0).unsqueeze(2)).sum(dim=(1, 2))
-        for a, b in zip(first[:, :k].split(BLOCK), second[:, :k].split(BLOCK))
-    ]
-    sizes = [(x[:, :k] >= 0).sum(dim=1).double() for x in (first, second)]
-    joined = torch.cat(common) if common else first.new_empty(0)
-    return joined.double(), sizes[0], sizes[1]
+    first, second = first[:, :k], second[:, :k]
+    common = _by_block(lambda a, b: _matches(a, b).sum(dim=(1, 2)), first, second)
+    size_a, size_b = ((x >= 0).sum(dim=1).double() for x in (first, second))
+    return common.double(), size_a, size_b
+
+
+def _matches(first: Tensor, second: Tensor) -> Tensor:
+    r"""Tells which places of two lists hold the same item, bool :obj:`[n, k, k]`."""
+    return (first.unsqueeze(2) == second.unsqueeze(1)) & (first >= 0).unsqueeze(2)
+
+
+def _by_block(
+    measure: Callable[..., Tensor], first: Tensor, second: Tensor, *args: Any
+) -> Tensor:
+    r"""Returns a measure of the rows of two matrices, a block of rows at a time."""
+    if first.size(0) == 0:
+        return first.new_empty(0, dtype=torch.double)
+    blocks = zip(first.split(BLOCK), second.split(BLOCK))
+    return torch.cat([measure(a, b, *args) for a, b in blocks])

@@ -188,13 +188,13 @@ def closeness(
     is the share of the way that has been gone; NaN where there is no way.
 
     Args:
-        model (torch.nn.Module): The model to look at.
-        reference (torch.nn.Module, optional): The model retrained without the
-            forgotten interactions, or :obj:`None`.
+        model (torch.nn.Module or Served): The model to look at.
+        reference (torch.nn.Module or Served, optional): The model retrained without
+            the forgotten interactions, or :obj:`None`.
         data (HeteroData): The data with the request still marked.
-        original (torch.nn.Module, optional): The model before unlearning.
+        original (torch.nn.Module or Served, optional): The model before unlearning.
             (default: :obj:`None`)
-        second (torch.nn.Module, optional): Another retrained model.
+        second (torch.nn.Module or Served, optional): Another retrained model.
             (default: :obj:`None`)
         num_users (int, optional): Largest number of retained users, sampled.
             (default: :obj:`5000`)

@@ -21,7 +21,7 @@ from torch_geometric_unlearn.utils.check import check_choice
 
 from ._similarity import linear_cka
 from .closeness import parameter_shift
-from .exposure import item_reach
+from .exposure import deleted_share, item_reach
 
 
 def item_persistence(
@@ -39,8 +39,8 @@ def item_persistence(
     retraining lowers their exposure by little.
 
     Args:
-        before (torch.nn.Module): The original model.
-        after (torch.nn.Module): The unlearned or retrained model.
+        before (torch.nn.Module or Served): The original model.
+        after (torch.nn.Module or Served): The unlearned or retrained model.
         data (HeteroData): The data with the request still marked.
         k (int, optional): Length of the lists. (default: :obj:`20`)
         before_graph (Any, optional): What :obj:`before` propagates over; the retained
@@ -64,14 +64,14 @@ def item_persistence(
     schema.validate(data)
     size = schema.num_items(data)
     popularity = data[schema.EDGE_TYPE].edge_index[1].bincount(minlength=size).cpu()
-    gone = schema.forgotten_edge_index(data)[1].bincount(minlength=size).cpu()
-    is_forget = gone > 0
+    share = deleted_share(data).cpu()
+    is_forget = share > 0
     first = item_reach(before, data, k, before_graph).cpu()
     second = item_reach(after, data, k, after_graph).cpu()
     return {
         'is_forget': is_forget,
         'popularity': popularity,
-        'deleted_share': gone.double() / popularity.clamp(min=1),
+        'deleted_share': share,
         'reach_before': first,
         'reach_after': second,
         'summary': {

@@ -92,8 +92,7 @@ def item_reach(
         k (int, optional): Length of the lists. (default: :obj:`20`)
         graph (Any, optional): What the model propagates over; the retained
             interactions if not given. (default: :obj:`None`)
-        audience (str, optional): As for :meth:`exposure`.
-            (default: :obj:`'retained'`)
+        audience (str, optional): As for :meth:`exposure`. (default: :obj:`'retained'`)
 
     Returns:
         torch.Tensor: Shares in :math:`[0, 1]`, float64 :math:`(N_{item})`.

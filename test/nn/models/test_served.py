@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from torch_geometric_unlearn.audit import completion, membership
+from torch_geometric_unlearn.audit.completion import completion_yardstick
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.datasets import SyntheticMultimodal
 from torch_geometric_unlearn.metrics import (
@@ -11,6 +12,7 @@ from torch_geometric_unlearn.metrics import (
     evaluate_split,
     exposure,
 )
+from torch_geometric_unlearn.metrics.diagnosis import item_persistence
 from torch_geometric_unlearn.metrics.exposure import item_reach
 from torch_geometric_unlearn.nn import EmbeddingTable, LightGCN, Served
 from torch_geometric_unlearn.transforms import ForgetUsers
@@ -41,6 +43,7 @@ def model(shop):
     return LightGCN.from_data(shop, hidden_channels=8)
 
 
+EXTRA = torch.cartesian_prod(torch.arange(10), torch.arange(20)).t()
 MEASURES = {
     'request': lambda x, data: evaluate_request(x, data),
     'split': lambda x, data: evaluate_split(x, data),
@@ -48,6 +51,8 @@ MEASURES = {
     'reach': lambda x, data: item_reach(x, data).tolist(),
     'completion': lambda x, data: completion(x, data, num_bootstrap=20).to_dict(),
     'membership': lambda x, data: membership(x, data, num_bootstrap=20).to_dict(),
+    'persistence': lambda x, data: item_persistence(x, x, data),
+    'yardstick': lambda x, data: completion_yardstick(x, data, EXTRA).to_dict(),
     'closeness': lambda x, data: closeness(x, x, data, x, x),
 }
 
