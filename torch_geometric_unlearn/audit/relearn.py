@@ -11,10 +11,9 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
-from torch_geometric_unlearn.data.request import without_request
 from torch_geometric_unlearn.loader import TripletLoader
 from torch_geometric_unlearn.metrics import embed, ranking_metrics
-from torch_geometric_unlearn.nn.models import Triplets
+from torch_geometric_unlearn.nn.models import Served, Triplets
 from torch_geometric_unlearn.utils.check import check_float, check_int, check_ratio
 from torch_geometric_unlearn.utils.seed import generator, isolated_seed
 
@@ -49,8 +48,8 @@ def relearn_time(
     Args:
         model (torch.nn.Module): The unlearned model; left as it is.
         data (HeteroData): The data with the request still marked.
-        original (torch.nn.Module or float): The original model, or its Recall@K of the
-            forgotten interactions.
+        original (torch.nn.Module, Served or float): The original model, or its Recall@K
+            of the forgotten interactions.
         retrained (torch.nn.Module, optional): The model retrained without the forgotten
             interactions. (default: :obj:`None`)
         share (float, optional): :math:`x`, in :math:`(0, 1)`. (default: :obj:`0.5`)
@@ -93,7 +92,7 @@ def relearn_time(
     check_int(k, 'k', 1)
     check_float(lr, 'lr', 1e-12)
     check_int(batch_size, 'batch_size', 1)
-    if not isinstance(original, torch.nn.Module):
+    if not isinstance(original, (torch.nn.Module, Served)):
         original = check_float(original, 'original', 0.0, 1.0)
     schema.validate(data)
     forgotten = schema.forgotten_edge_index(data).cpu()
@@ -113,9 +112,8 @@ def relearn_time(
         for order in orders
     ]
     goals = [original] * num_subsets
-    if isinstance(original, torch.nn.Module):
-        served = without_request(data)
-        emb = embed(original, original.build_graph(served))  # type: ignore[operator]
+    if not isinstance(original, float):
+        emb = Served.before(original, data).embeddings
         goals = [_recall(emb, data, shown, rest, k) for shown, rest in parts]
     goals = [share * goal for goal in goals]
     if min(goals) == 0:

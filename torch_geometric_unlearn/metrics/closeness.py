@@ -84,8 +84,10 @@ def parameter_shift(
         values: list[Tensor | None] = []
         for own in parameters:
             value = own.get(name)
-            fits = value is not None and value.shape == old.shape
-            values.append(value.to(old) if fits else None)  # type: ignore[union-attr]
+            if value is None or value.shape != old.shape:
+                values.append(None)
+            else:
+                values.append(value.to(old))
         if name not in rows:
             groups.setdefault(module, []).append(tuple(values))
             continue
