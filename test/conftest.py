@@ -14,6 +14,7 @@ if not torch.cuda.is_available():  # Before the kernels are imported.
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn import typing
+from torch_geometric_unlearn.audit import _attack
 from torch_geometric_unlearn.datasets import SyntheticMultimodal
 from torch_geometric_unlearn.nn import MGCN, MIGGT
 from torch_geometric_unlearn.train import fit
@@ -44,6 +45,12 @@ def trained_miggt() -> MIGGT:
         model = MIGGT.from_data(data, hidden_channels=16, encoder_channels=32)
     fit(model, data, num_epochs=60, lr=5e-3, batch_size=128)
     return model
+
+
+@pytest.fixture
+def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+    r"""Makes boosting fast, for tests of anything but the strength of the attacker."""
+    monkeypatch.setattr(_attack, '_NUM_TREES', 20)
 
 
 @pytest.fixture

@@ -144,6 +144,7 @@ def test_reproducible_and_input_untouched(marked):
     assert len(first['scores']['members']) == first['num_members']
 
 
+@pytest.mark.usefixtures('few_trees')
 def test_examples_do_not_depend_on_what_was_asked_before(marked):
     source = audit_of(marked).source(memory(marked))
     audit = audit_of(marked)
