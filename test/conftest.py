@@ -2,7 +2,9 @@ r"""Fixtures shared by all tests."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,23 @@ def trained_miggt() -> MIGGT:
         model = MIGGT.from_data(data, hidden_channels=16, encoder_channels=32)
     fit(model, data, num_epochs=60, lr=5e-3, batch_size=128)
     return model
+
+
+@pytest.fixture(scope='session')
+def run_code() -> Callable[[str], int]:
+    r"""Runs code in a process of its own, which may kill itself, and returns how it has
+    ended. All are forked from one that has imported the package, which takes seconds.
+    """
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['torch_geometric_unlearn'])
+
+    def run(code: str) -> int:
+        process = context.Process(target=exec, args=(code, {}))
+        process.start()
+        process.join()
+        return process.exitcode
+
+    return run
 
 
 @pytest.fixture
