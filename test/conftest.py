@@ -2,7 +2,9 @@ r"""Fixtures shared by all tests."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ if not torch.cuda.is_available():  # Before the kernels are imported.
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn import typing
+from torch_geometric_unlearn.audit import _attack
 from torch_geometric_unlearn.datasets import SyntheticMultimodal
 from torch_geometric_unlearn.nn import MGCN, MIGGT
 from torch_geometric_unlearn.train import fit
@@ -44,6 +47,29 @@ def trained_miggt() -> MIGGT:
         model = MIGGT.from_data(data, hidden_channels=16, encoder_channels=32)
     fit(model, data, num_epochs=60, lr=5e-3, batch_size=128)
     return model
+
+
+@pytest.fixture(scope='session')
+def run_code() -> Callable[[str], int]:
+    r"""Runs code in a process of its own, which may kill itself, and returns how it has
+    ended. All are forked from one that has imported the package, which takes seconds.
+    """
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['torch_geometric_unlearn'])
+
+    def run(code: str) -> int:
+        process = context.Process(target=exec, args=(code, {}))
+        process.start()
+        process.join()
+        return process.exitcode
+
+    return run
+
+
+@pytest.fixture
+def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+    r"""Makes boosting fast, for tests of anything but the strength of the attacker."""
+    monkeypatch.setattr(_attack, '_NUM_TREES', 20)
 
 
 @pytest.fixture

@@ -44,6 +44,7 @@ def namespace():
     return out | {'data': data, 'model': model}
 
 
+@pytest.mark.usefixtures('few_trees')
 @pytest.mark.parametrize('name', MODULES)
 def test_docstrings(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -70,6 +71,7 @@ def test_readme_tour(tmp_path, monkeypatch, capsys):
     assert (tmp_path / 'unlearned.safetensors').exists()
 
 
+@pytest.mark.usefixtures('few_trees')
 @pytest.mark.parametrize('path', CONCEPTS, ids=lambda path: path.stem)
 def test_concept(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -81,6 +83,7 @@ def test_concept(path, tmp_path, monkeypatch):
     assert runner.summarize(verbose=False).failed == 0, ''.join(messages)
 
 
+@pytest.mark.usefixtures('few_trees')
 def test_tour(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     text = (ROOT / 'docs' / 'tour.rst').read_text()

@@ -22,6 +22,7 @@ def build(shop, seed=0):
     return LightGCN.from_data(shop, hidden_channels=8)
 
 
+@pytest.mark.usefixtures('few_trees')
 def test_rows_are_those_of_the_metrics(shop):
     original, retrained = build(shop), build(shop, 1)
     result = EdgeDrop()(original, shop)

@@ -36,6 +36,7 @@ def test_compare(marked, memory):
         compare_membership(models, marked, modes=['all'])
 
 
+@pytest.mark.usefixtures('few_trees')
 def test_excess_is_paired(marked, memory):
     models = {
         'retrained': memory(marked, forgotten=0.0),

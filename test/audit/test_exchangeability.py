@@ -84,6 +84,7 @@ def test_too_few_pairs(shop):
         exchangeability(data, 'control')
 
 
+@pytest.mark.usefixtures('few_trees')
 def test_membership_says_what_it_compares_with(shop):
     model = LightGCN.from_data(shop, hidden_channels=8)
     marked = ForgetUsers(ratio=0.5, seed=1)(shop)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -291,7 +290,7 @@ def test_transforms(baby):
 
 
 @pytest.mark.parametrize('moment', ['torch.save', 'os.fsync', 'os.replace'])
-def test_killed(baby, moment):
+def test_killed(baby, moment, run_code):
     code = f"""
 import os, signal, torch
 from torch_geometric_unlearn.datasets import AmazonMultimodal
@@ -303,8 +302,7 @@ def die(*args, **kwargs):
 {moment} = die
 AmazonMultimodal({str(baby)!r}, 'Baby')
 """
-    run = subprocess.run([sys.executable, '-c', code], check=False)
-    assert run.returncode == -signal.SIGKILL
+    assert run_code(code) == -signal.SIGKILL
     assert len(files(baby)) == 1
     assert files(baby)[0].endswith('.tmp')
     data = AmazonMultimodal(baby, 'Baby')[0]

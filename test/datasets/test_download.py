@@ -5,8 +5,6 @@ import gzip
 import hashlib
 import os
 import signal
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -137,7 +135,7 @@ def test_other_address(server, target):
     assert target.read_bytes() == b'b' * 200_000
 
 
-def test_killed(server, target):
+def test_killed(server, target, run_code):
     # Dies without notice after the first block.
     code = f"""
 import os, signal
@@ -149,8 +147,7 @@ class Bar(_download.tqdm):
 _download.tqdm = Bar
 _download.download('{server.url}/a.bin', {str(target)!r}, log=False)
 """
-    run = subprocess.run([sys.executable, '-c', code], check=False)
-    assert run.returncode == -signal.SIGKILL
+    assert run_code(code) == -signal.SIGKILL
     assert not target.exists()
     fetch(f'{server.url}/a.bin', str(target))
     assert target.read_bytes() == CONTENT

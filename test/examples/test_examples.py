@@ -1,31 +1,58 @@
 import json
-import os
+import runpy
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from torch_geometric_unlearn import train, unlearn
+
 EXAMPLES = Path(__file__).parents[2] / 'examples'
+# Tiny data is too little for some audits, which say so.
+pytestmark = pytest.mark.filterwarnings('default::UserWarning')
 
 
-def run(name, *args, cwd):
-    command = [sys.executable, str(EXAMPLES / name), *args]
-    env = os.environ | {'OMP_NUM_THREADS': '1'}
-    out = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env)
-    return out
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    r"""Runs an example as the command line would, and returns what it prints."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(name, *args):
+        monkeypatch.setattr(sys, 'argv', [name, *args])
+        try:
+            runpy.run_path(str(EXAMPLES / name), run_name='__main__')
+        except SystemExit as exit:
+            if exit.code != 0:
+                raise
+        return capsys.readouterr().out
+
+    return run
 
 
-def test_custom_data(tmp_path):
-    out = run('custom_data.py', cwd=tmp_path)
+@pytest.fixture
+def short(monkeypatch):
+    r"""Shortens every training, for tests of what an example makes of the results."""
+    for module, name, kwargs in [
+        (train, 'fit', {'num_epochs': 3}),
+        (unlearn, 'MMRecUn', {'num_epochs': 1}),
+        (unlearn, 'PartialRetrain', {'num_epochs': 1, 'min_steps': 5}),
+        (unlearn, 'Retrain', {'num_epochs': 3}),
+        (unlearn, 'TRU', {'num_epochs': 1}),
+    ]:
+        monkeypatch.setattr(module, name, partial(getattr(module, name), **kwargs))
+
+
+def test_custom_data(tmp_path):  # In a process of its own, as a user would.
+    command = [sys.executable, str(EXAMPLES / 'custom_data.py')]
+    out = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert out.returncode == 0, out.stderr
     assert 'forgotten' in out.stdout
 
 
-def test_custom_recommender(tmp_path):
-    out = run('custom_recommender.py', cwd=tmp_path)
-    assert out.returncode == 0, out.stderr
-    header, _, *lines = out.stdout.splitlines()
+def test_custom_recommender(run):
+    header, _, *lines = run('custom_recommender.py').splitlines()
     columns = header.split()
     rows = {line.split()[0]: dict(zip(columns, line.split())) for line in lines}
     assert list(rows) == ['original', 'retrained', 'TRU', 'PartialRetrain']
@@ -36,10 +63,10 @@ def test_custom_recommender(tmp_path):
         assert float(row['retain_recall@20']) > 0.3
 
 
-def test_tru_writes_what_it_prints(tmp_path):
+@pytest.mark.usefixtures('short')
+def test_tru_writes_what_it_prints(run, tmp_path):
     args = ['--size', 'tiny', '--json', 'result.json', '--checkpoint', 'mgcn.st']
-    out = run('tru.py', *args, cwd=tmp_path)
-    assert out.returncode == 0, out.stderr
+    out = run('tru.py', *args)
     content = json.loads((tmp_path / 'result.json').read_text())
     methods = ['original', 'retrained', 'edge_drop', 'row_reset', 'mmrecun', 'tru']
     methods.append('partial_retrain')
@@ -49,20 +76,19 @@ def test_tru_writes_what_it_prints(tmp_path):
             for metric in ('recall', 'ndcg'):
                 assert 0 <= row[f'{side}_{metric}@20'] <= 1
         assert row['seconds'] >= 0
-        assert f'{row["method"]} ' in out.stdout
+        assert f'{row["method"]} ' in out
     assert content['config']['regime'] == 'user'
     assert 'torch' in content['versions']
     # The second run takes the saved model.
-    again = run('tru.py', *args, '--regime', 'item', cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
+    run('tru.py', *args, '--regime', 'item')
     repeated = json.loads((tmp_path / 'result.json').read_text())
     assert repeated['rows'][0]['seconds'] == content['rows'][0]['seconds']
 
 
-def test_audit_writes_a_report(tmp_path):
-    out = run('audit.py', '--size', 'tiny', '--out', 'page.html', cwd=tmp_path)
-    assert out.returncode == 0, out.stderr
-    assert 'of the deleted interactions into the top 20' in out.stdout
+@pytest.mark.usefixtures('few_trees', 'short')
+def test_audit_writes_a_report(run, tmp_path):
+    out = run('audit.py', '--size', 'tiny', '--out', 'page.html')
+    assert 'of the deleted interactions into the top 20' in out
     content = json.loads((tmp_path / 'page.json').read_text())
     names = ['original', 'retrained', 'edge drop', 'row reset', 'TRU', 'unlearned']
     assert [row['name'] for row in content['table']['rows']] == names
@@ -80,8 +106,9 @@ def test_audit_writes_a_report(tmp_path):
         (['--dataset', 'Baby', '--root', 'file'], 'Cannot write to the folder'),
     ],
 )
-def test_errors_are_clear(args, message, tmp_path):
+def test_errors_are_clear(args, message, run, tmp_path, capsys):
     (tmp_path / 'file').write_text('')
-    out = run('tru.py', '--size', 'tiny', *args, cwd=tmp_path)
-    assert out.returncode != 0
-    assert message in out.stderr.replace('\n', ' ')
+    with pytest.raises((OSError, SystemExit, ValueError)) as info:
+        run('tru.py', '--size', 'tiny', *args)
+    told = f'{info.value} {capsys.readouterr().err}'
+    assert message in told.replace('\n', ' ')

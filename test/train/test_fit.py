@@ -1,8 +1,6 @@
 import math
-import os
-import subprocess
+import signal
 import sys
-import time
 
 import pytest
 import torch
@@ -160,37 +158,31 @@ def test_resume_equals_uninterrupted_run(data, tmp_path):
 
 
 SCRIPT = '''
-import sys, time
+import os, signal, torch
 from torch_geometric_unlearn.datasets import SyntheticMultimodal
 from torch_geometric_unlearn.nn import MGCN
 from torch_geometric_unlearn.train import fit, save_model
 from torch_geometric_unlearn.utils.seed import isolated_seed
+torch.set_num_threads(1)
 data = SyntheticMultimodal('tiny')[0]
 with isolated_seed(1):
     model = MGCN.from_data(data, hidden_channels=8)
-def wait(model, row):
-    print('epoch', flush=True)
-    time.sleep(float(sys.argv[2]))
-fit(model, data, num_epochs=6, patience=10, checkpoint=sys.argv[1], resume=True,
-    callbacks=[wait])
-save_model(model, sys.argv[3])
+def die(model, row):
+    if row['epoch'] == {epoch}:
+        os.kill(os.getpid(), signal.SIGKILL)
+fit(model, data, num_epochs=6, patience=10, checkpoint={checkpoint!r}, resume=True,
+    callbacks=[die])
+save_model(model, {done!r})
 '''
 
 
-def test_kill_and_resume(data, tmp_path):
+def test_kill_and_resume(data, tmp_path, run_code):
     checkpoint, done = tmp_path / 'run.safetensors', tmp_path / 'done.safetensors'
-    command = [sys.executable, '-c', SCRIPT, str(checkpoint)]
-    env = os.environ | {'OMP_NUM_THREADS': '1'}
-    with subprocess.Popen(
-        [*command, '0.2', str(done)], stdout=subprocess.PIPE, env=env
-    ) as process:
-        for _ in range(3):
-            process.stdout.readline()
-        time.sleep(0.05)
-        process.kill()
+    paths = {'checkpoint': str(checkpoint), 'done': str(done)}
+    assert run_code(SCRIPT.format(epoch=2, **paths)) == -signal.SIGKILL
     assert checkpoint.exists()
     assert not done.exists()
-    subprocess.run([*command, '0', str(done)], check=True, env=env)
+    assert run_code(SCRIPT.format(epoch=None, **paths)) == 0
 
     expected, model = build(data), build(data)
     threads = torch.get_num_threads()

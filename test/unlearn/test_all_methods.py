@@ -59,7 +59,7 @@ METHODS = {
     'MMRecUn': lambda build: MMRecUn(**FEW),
     'MultiDelete': lambda build: MultiDelete(**FEW),
     'NegGrad': lambda build: NegGrad(**FEW),
-    'PartialRetrain': lambda build: PartialRetrain(**FEW),
+    'PartialRetrain': lambda build: PartialRetrain(min_steps=5, **FEW),
     'Retrain': lambda build: Retrain(build, **FEW),
     'RowReset': lambda build: RowReset(),
     'ScaleGUN': lambda build: ScaleGUN(max_iter=5),

@@ -94,7 +94,7 @@ CHANGES = {
     },
     'UltraRE': {
         'num_shards': 3, 'grouping': 'data', 'combination': 'mean_items', 'seed': 1,
-        'solver': ('sinkhorn', {'grouping': 'data'}),
+        'solver': ('sinkhorn', {'grouping': 'data', 'num_rounds': 1}),
         'num_rounds': (1, {'grouping': 'data'}),
     },
 }  # fmt: skip

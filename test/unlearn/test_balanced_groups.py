@@ -44,7 +44,7 @@ def total_cost(x, label):
 @pytest.mark.parametrize(('num', 'num_groups'), [(97, 5), (60, 6), (7, 7), (11, 2)])
 def test_sizes_differ_by_at_most_one(num, num_groups, solver):
     pytest.importorskip('ot')
-    label = balanced_groups(blobs(num), num_groups, solver)
+    label = balanced_groups(blobs(num), num_groups, solver, num_rounds=2)
     counts = label.bincount(minlength=num_groups)
     assert counts.max() - counts.min() <= 1
     assert counts.tolist() == group_sizes(num, num_groups).tolist()

@@ -29,7 +29,7 @@ UNLEARNERS = {
     'mmrecun': MMRecUn(num_epochs=2, batch_size=128),
     'mmrecun_joint': MMRecUn(schedule='joint', num_epochs=2, row_reset=True),
     'tru': TRU(num_epochs=2, batch_size=128),
-    'partial_retrain': PartialRetrain(num_epochs=2, batch_size=128),
+    'partial_retrain': PartialRetrain(num_epochs=2, min_steps=20, batch_size=128),
     'tru_plain': TRU(gate=False, scaling=False, isolation=False, num_epochs=1),
 }
 UNLEARNERS['retrain'].kwargs = {'num_epochs': 2}
@@ -132,7 +132,8 @@ def test_without_held_out_pairs(data, trained):
     for unlearner in (TRU(), MMRecUn()):
         with pytest.raises(ValueError, match=r'needs 20 validation pairs .* \(got 0'):
             unlearner(trained, marked)
-    result = check_unlearner(PartialRetrain(batch_size=128), trained, marked)
+    partial = PartialRetrain(num_epochs=2, min_steps=20, batch_size=128)
+    result = check_unlearner(partial, trained, marked)
     assert math.isnan(result.history[-1]['touched_val_ndcg@20'])
     assert result.history[-1]['selected']
 

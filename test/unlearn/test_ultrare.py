@@ -64,7 +64,7 @@ def test_contract(level, data, trained):
 @pytest.mark.parametrize('kwargs', [
     {'combination': 'mean_items'},
     {'combination': 'calibrated_mean'},
-    {'grouping': 'clean', 'solver': 'sinkhorn'},
+    {'grouping': 'clean', 'solver': 'sinkhorn', 'num_rounds': 2},
 ])
 def test_contract_of_the_variants(kwargs, data, trained):
     if 'grouping' in kwargs:

@@ -24,6 +24,7 @@ METRICS = ('balanced_accuracy', 'auc', 'tpr_at_1_fpr')
 MIN_EXAMPLES = 50
 MAX_SCORES = 2000
 _INNER_FOLDS = 3
+_NUM_TREES = 200
 _BLOCK_NUMEL = 2**20  # Weights of resamples in memory at once.
 
 
@@ -186,7 +187,10 @@ class Attacker:
         if name == 'logistic':
             return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
         return HistGradientBoostingClassifier(  # Trees don't see the scale.
-            max_iter=200, max_depth=3, early_stopping=False, random_state=self.seed
+            max_iter=_NUM_TREES,
+            max_depth=3,
+            early_stopping=False,
+            random_state=self.seed,
         )
 
 

@@ -57,6 +57,7 @@ MEASURES = {
 }
 
 
+@pytest.mark.usefixtures('few_trees')
 def test_measures_agree_and_run_the_model_once(shop, model, monkeypatch):
     expected = {name: repr(run(model, shop)) for name, run in MEASURES.items()}
     retained = Served.of(model, shop)  # As the original, it would be over everything.
