@@ -43,8 +43,9 @@ def test_table_holds_what_the_metrics_say(inputs, full):
 
 
 def test_every_section_is_filled(inputs, full):
-    assert full['schema_version'] == 1
-    assert [full[name]['missing'] for name in SECTIONS] == [''] * len(SECTIONS)
+    assert full['schema_version'] == 2
+    assert all(full[name]['missing'] == '' for name in SECTIONS)
+    assert all(full[name]['needs'] == [] for name in SECTIONS)
     rows = {row['module']: row for row in full['modules']['rows']}
     first = inputs['result'].history[0]
     assert set(rows) == set(first['sensitivity'])
@@ -100,9 +101,19 @@ def test_missing_inputs_are_named(inputs):
     for name in ('membership', 'backdoor', 'closeness'):
         assert name in content['audits'][name]['missing']
     assert content['verdict']['status'] == 'unknown'
+    needs = {name: content[name]['needs'] for name in SECTIONS}
+    assert needs == {
+        **{name: ['data'] for name in ('request', 'scores', 'exposure')},
+        **{name: [] for name in ('branches', 'curve')},  # Nothing to pass would help.
+        'table': ['data', 'original', 'retrained', 'controls'],
+        'modules': ['original'],
+    }
     some = build_report(result, inputs['original'], inputs['data'])
-    assert "'retrained'" in some['table']['missing']
-    assert "'retrained'" in some['exposure']['missing']
+    assert some['table']['needs'] == ['retrained', 'controls']
+    for name in ('modules', 'scores', 'exposure'):
+        assert some[name]['needs'] == ['retrained']
+    for name in SECTIONS:
+        assert all(f"'{x}'" in some[name]['missing'] for x in some[name]['needs'])
     assert some['request']['missing'] == ''
 
 

@@ -89,7 +89,7 @@ def poison(value):
     what is shown.
     """
     if isinstance(value, dict):
-        codes = ('status', 'role', 'ids', 'columns')
+        codes = ('status', 'role', 'ids', 'columns', 'needs')
         return {k: v if k in codes else poison(v) for k, v in value.items()}
     if isinstance(value, list):
         return [poison(entry) for entry in value]
@@ -127,7 +127,10 @@ def test_strings_are_escaped(full):
 
 
 def test_a_section_says_why_it_failed(full):
-    errors = {x: {'missing': '', 'error': f'E: no {x}'} for x in ('scores', 'exposure')}
+    errors = {
+        name: {'missing': '', 'needs': [], 'error': f'E: no {name}'}
+        for name in ('scores', 'exposure')
+    }
     text = ''.join(Page(render_html(full | errors)).text)
     for section in errors:
         assert f'Failed: E: no {section}' in text

@@ -32,6 +32,8 @@ from torch_geometric_unlearn.unlearn import UnlearnResult
 from torch_geometric_unlearn.unlearn.selection import popularity_matched_pairs
 from torch_geometric_unlearn.utils.topk import pair_hits
 
+from .verdict import listing
+
 #: Names of models that stand for their role; all others are controls.
 ROLES = (ORIGINAL, RETRAINED, 'unlearned')
 
@@ -40,6 +42,8 @@ AUDITS = ('membership', 'completion', 'backdoor', 'closeness')
 
 #: Fewer test pairs than this make no distribution and are replaced by random ones.
 _MIN_UNSEEN = 50
+
+_COMPLETE = {'missing': '', 'needs': []}
 
 _MASKS = {
     'retain': 'retained training pairs, and deleted items',
@@ -91,7 +95,7 @@ def collect(
             'exposure': _attempt('exposure', exposure, failures),
         }
     return {
-        **{name: {'missing': ''} | section for name, section in sections.items()},
+        **{name: _COMPLETE | section for name, section in sections.items()},
         'method': _method(result),
         'audits': audited,
         'sizes': {} if data is None else _sizes(data),
@@ -196,8 +200,8 @@ def _table(
     lacking = ['data'] if comparison is None else []
     lacking += [name for name in (ORIGINAL, RETRAINED) if name not in models]
     lacking += [] if any(row['role'] == 'control' for row in rows) else ['controls']
-    missing = f'To complete it, pass {_list(lacking)}.' if lacking else ''
-    return {'missing': missing, 'columns': columns, 'rows': rows}
+    missing = f'To complete it, pass {_quoted(lacking)}.' if lacking else ''
+    return {'missing': missing, 'needs': lacking, 'columns': columns, 'rows': rows}
 
 
 def _modules(result: UnlearnResult, models: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,14 +211,16 @@ def _modules(result: UnlearnResult, models: Mapping[str, Any]) -> dict[str, Any]
     rows: dict[str, dict[str, Any]] = {
         name: {'module': name} for name in mask | sensitivity
     }
-    lacking = []
+    lacking, needs = [], []
     if ORIGINAL in models:
         retrained = model_of(models.get(RETRAINED))
         for row in layer_shift(model_of(models[ORIGINAL]), result.model, retrained):
             rows.setdefault(row['module'], {}).update(row)
         if retrained is None:
+            needs.append(RETRAINED)
             lacking.append("how far retraining moves them (pass 'retrained')")
     else:
+        needs.append(ORIGINAL)
         lacking.append("how far the modules moved (pass 'original')")
     if not logged:
         why = 'the method logs none'
@@ -222,7 +228,7 @@ def _modules(result: UnlearnResult, models: Mapping[str, Any]) -> dict[str, Any]
     for name, row in rows.items():
         row['sensitivity'], row['mask'] = sensitivity.get(name), mask.get(name)
     missing = f'Not available: {"; ".join(lacking)}.' if lacking else ''
-    return {'missing': missing, 'rows': list(rows.values())}
+    return {'missing': missing, 'needs': needs, 'rows': list(rows.values())}
 
 
 def _mean(rows: list[dict[str, Any]], key: str) -> dict[str, float]:
@@ -308,7 +314,8 @@ def _scores(comparison: Comparison, k: int, seed: int) -> dict[str, Any]:
     edges = _edges(everything)
     absent = [name for name in ROLES if name not in scores]
     return {
-        'missing': f'To compare, pass {_list(absent)}.' if absent else '',
+        'missing': f'To compare, pass {_quoted(absent)}.' if absent else '',
+        'needs': absent,
         'edges': edges.tolist(),
         'models': {
             name: {
@@ -391,7 +398,7 @@ def _audits(
         if name.startswith('closeness'):  # Holds the comparison with retraining itself.
             wanted = ['unlearned']
         lacking = [n for n in wanted if n not in results]
-        missing = f'There is no result for {_list(lacking)}.' if lacking else ''
+        missing = f'There is no result for {_quoted(lacking)}.' if lacking else ''
         out[name] = {'missing': missing, 'models': results}
     return out
 
@@ -448,12 +455,11 @@ def _attempt(
 
 
 def _needs(name: str, what: str) -> dict[str, Any]:
-    return {'missing': f"To see this, pass '{name}': {what}."}
+    return {'missing': f"To see this, pass '{name}': {what}.", 'needs': [name]}
 
 
-def _list(names: list[str]) -> str:
-    quoted = [f"'{name}'" for name in names]
-    return ' and '.join([', '.join(quoted[:-1]), quoted[-1]] if quoted[1:] else quoted)
+def _quoted(names: list[str]) -> str:
+    return listing([f"'{name}'" for name in names])
 
 
 def plain(value: Any) -> Any:
@@ -462,12 +468,8 @@ def plain(value: Any) -> Any:
         return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(entry) for entry in value]
-    if isinstance(value, Tensor):
+    if hasattr(value, 'tolist'):  # Of torch or numpy.
         return plain(value.tolist())
-    if isinstance(value, (bool, str, int)) or value is None:
-        return value
-    if hasattr(value, 'item') and not isinstance(value, float):
-        return plain(value.item())
     if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    return str(value)
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, (str, int)) or value is None else str(value)

@@ -22,7 +22,7 @@ from .table import save_json, versions
 from .verdict import check_tolerance, judge
 
 #: Version of the layout of the JSON file.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def build_report(
@@ -41,16 +41,16 @@ def build_report(
 ) -> dict[str, Any]:
     r"""Collects the evidence on one request.
 
-    Every input but :obj:`result` is optional: a section that lacks one says in
-    :obj:`missing` what to pass. A metric that raises is reported as failed with its
-    reason, and counted in :obj:`failures`. The whole dictionary is valid JSON, with
-    :obj:`None` for a value that is not available (NaN). What it holds and how it
-    judges is our choice.
+    Every input but :obj:`result` is optional: a section that lacks some names them in
+    :obj:`needs`, and says in :obj:`missing`, for people only, what to pass. A metric
+    that raises is reported as failed with its reason, and counted in :obj:`failures`.
+    The whole dictionary is valid JSON, with :obj:`None` for a value that is not
+    available (NaN). What it holds and how it judges is our choice.
 
     ====================  ==========================================================
     key                   what
     ====================  ==========================================================
-    ``schema_version``    1; rises when a key changes its meaning or goes
+    ``schema_version``    2; rises when a key changes its meaning or goes
     ``title``, ``k``      heading; length of all lists
     ``created``           UTC time, ISO 8601
     ``request``           ``hash``, ``level``, ``num_interactions``, ``num_users``,
