@@ -7,7 +7,8 @@ Trains the original and two retrained models, which differ by their seed only an
 what training by itself leaves open, goes on from finished epochs when repeated, and
 keeps every unlearned model. Then runs the membership attack in both modes, closeness,
 relearning, exposure and the lists, and takes time and memory of each. Uses Amazon Baby
-if `TGU_REAL_DATA` names a folder that has it, else generated data.
+if `TGU_REAL_DATA` names a folder that has it, else generated data. Every model runs
+once, in the first audit; relearning trains copies.
 """
 
 from backbones import (
@@ -21,7 +22,8 @@ from backbones import (
 from common import finish
 
 from torch_geometric_unlearn.audit import compare_membership, relearn_time
-from torch_geometric_unlearn.metrics import closeness, evaluate_request, exposure
+from torch_geometric_unlearn.evaluation import Comparison
+from torch_geometric_unlearn.metrics import closeness
 from torch_geometric_unlearn.train import load_model, save_model
 from torch_geometric_unlearn.unlearn import (
     TRU,
@@ -61,7 +63,7 @@ model, run = load_original(
     args.backbone, data, args.out, args.seed, args.device, **fit_args
 )
 models = {'original': model}
-rows = {'original': {'seconds': run['seconds']}}
+rows = {'original': {key: run[key] for key in ('seconds', 'peak_memory')}}
 for method, unlearner in unlearners.items():
     if args.methods and method not in args.methods:
         continue
@@ -74,7 +76,8 @@ for method, unlearner in unlearners.items():
     seconds = result.seconds
     if method.startswith('retrained'):  # Perhaps in several goes.
         seconds = sum(row['seconds'] for row in result.history)
-    models[method], rows[method] = result.model, {'seconds': seconds}
+    models[method] = result.model
+    rows[method] = {'seconds': seconds, 'peak_memory': result.peak_memory}
     save_model(result.model, path, rows[method])
     print(f'{method} done in {seconds:.1f} s', flush=True)
 
@@ -92,7 +95,9 @@ def audit(what, function, *inputs, **kwargs):
     return out
 
 
-members = audit('membership', compare_membership, models, marked)
+comparison = Comparison(models, marked)
+served = {method: comparison.serve(method) for method in models}
+members = audit('membership', compare_membership, served, marked)
 for row in members['rows']:
     prefix = '' if row['mode'] == 'direct' else 'transfer_'
     keys = ('balanced_accuracy', 'auc', 'tpr_at_1_fpr', 'priv_gap', 'direction')
@@ -101,16 +106,13 @@ for row in members['rows']:
         values[f'{prefix}{key}_interval'] = [row[f'{key}_low'], row[f'{key}_high']]
     rows[row['method']] |= values
 
-goals = [models.get('retrained'), marked, model, models.get('retrained_2')]
-for method, other in models.items():
-    graph = model.build_graph(data) if method == 'original' else None
-    view = {'graph': graph}
-    lists = f'{method}: lists'
-    rows[method] |= audit(lists, evaluate_request, other, marked, ks=(20,), **view)
-    rows[method] |= audit(f'{method}: exposure', exposure, other, marked, **view)
+for row in audit('lists and exposure', comparison.measure):
+    rows[row['method']] = row | rows[row['method']]
+goals = [served.get('retrained'), marked, served['original'], served.get('retrained_2')]
+for method in models:
     if method == 'original' or goals[0] is None:
         continue
-    near = audit(f'{method}: closeness', closeness, other, *goals)
+    near = audit(f'{method}: closeness', closeness, served[method], *goals)
     keep = ('value', 'recovered', 'ceiling', 'floor')
     rows[method]['closeness'] = {key: near[key] for key in keep}
     rows[method] |= {
@@ -121,7 +123,7 @@ for method, other in models.items():
     back = audit(
         f'{method}: relearning',
         relearn_time,
-        other,
+        models[method],
         marked,
         model,
         batch_size=batch['batch_size'],
@@ -136,7 +138,6 @@ for row in rows.values():
         if 'relearn_steps' in row:
             steps = rows['retrained']['relearn_steps']
             row['relearn_relative'] = row['relearn_steps'] / max(steps, 1e-9)
-table = [{'method': method} | row for method, row in rows.items()]
 columns = [
     'method',
     'retain_ndcg@20',
@@ -156,4 +157,4 @@ columns = [
 config = {key: value for key, value in vars(args).items() if key != 'out'}
 extra = {'costs': costs, 'self_check': members['self_check']}
 extra['confounded'] = members['confounded']
-finish(title, table, columns, config, args.json, extra)
+finish(title, list(rows.values()), columns, config, args.json, extra)

@@ -23,11 +23,8 @@ from backbones import (
 from common import finish
 
 from torch_geometric_unlearn.audit import membership
-from torch_geometric_unlearn.metrics import (
-    evaluate_request,
-    exposure,
-    trade_off,
-)
+from torch_geometric_unlearn.metrics import evaluate_request, exposure, trade_off
+from torch_geometric_unlearn.nn import Served
 from torch_geometric_unlearn.report import save_json
 from torch_geometric_unlearn.unlearn import (
     COVA,
@@ -82,11 +79,11 @@ unlearners = make_unlearners(build_model, fit_args, args.seed)
 check_methods(parser, args, unlearners)
 
 
-def measure(model, graph=None):
-    scores = evaluate_request(model, marked, graph=graph, ks=(10, 20))
-    scores |= exposure(model, marked, graph=graph)
+def measure(served):
+    scores = evaluate_request(served, marked, ks=(10, 20))
+    scores |= exposure(served, marked)
     if args.membership:
-        attack = membership(model, marked, graph).to_dict()
+        attack = membership(served, marked).to_dict()
         for key in ('balanced_accuracy', 'auc', 'direction'):
             scores[f'membership_{key}'] = attack[key]
         for key, interval in attack['intervals'].items():
@@ -103,8 +100,7 @@ model, run = load_original(
     args.backbone, data, args.out, args.seed, args.device, **fit_args
 )
 if not (cells / 'original.json').exists():
-    graph = model.build_graph(data)
-    write('original', measure(model, graph) | run)
+    write('original', measure(Served.before(model, marked)) | run)
 for method, unlearner in unlearners.items():
     if args.methods and method not in args.methods:
         continue
@@ -112,11 +108,10 @@ for method, unlearner in unlearners.items():
         continue
     if method == 'ultrare' and unlearner.ensemble is None:
         unlearner.prepare(build_model, data, model=model)
-        ensemble = unlearner.ensemble
         history = unlearner.prepare_history
         write(
             'ultrare_before',
-            measure(ensemble, ensemble.build_graph(data))
+            measure(Served.before(unlearner.ensemble, marked))
             | {'seconds': sum(row['seconds'] for row in history), 'history': history},
         )
     if method == 'retrain':  # Goes on from its last epoch.
@@ -133,7 +128,7 @@ for method, unlearner in unlearners.items():
         seconds = sum(row['seconds'] for row in result.history)
     write(
         method,
-        measure(result.model)
+        measure(Served.of(result.model, marked))
         | {'seconds': seconds, 'peak_memory': result.peak_memory}
         | {'shift': result.shift, 'history': result.history},
     )

@@ -25,6 +25,7 @@ from common import DATASETS, finish, load_dataset
 from torch_geometric_unlearn.audit import membership
 from torch_geometric_unlearn.audit.completion import completion
 from torch_geometric_unlearn.metrics import evaluate_request
+from torch_geometric_unlearn.nn import Served
 from torch_geometric_unlearn.report import save_json, versions
 from torch_geometric_unlearn.train import fit, load_model, save_model
 from torch_geometric_unlearn.transforms import DropForgotten
@@ -122,10 +123,10 @@ def unlearner(method, seed):
     }[method](seed=seed)
 
 
-def measure(model, marked, graph=None):
-    scores = evaluate_request(model, marked, graph=graph, ks=(20,))
-    attack = membership(model, marked, graph=graph, num_bootstrap=300).to_dict()
-    known = completion(model, marked, graph=graph)
+def measure(served, marked):
+    scores = evaluate_request(served, marked, ks=(20,))
+    attack = membership(served, marked, num_bootstrap=300).to_dict()
+    known = completion(served, marked)
     for key in ('balanced_accuracy', 'auc'):
         scores[key] = attack[key]
         scores[f'{key}_interval'] = attack['intervals'][key]
@@ -153,20 +154,21 @@ def epoch_seconds(marked):
 
 def cell(method, model, marked, folder, seed):
     if method == 'original':
-        return measure(model, marked, model.build_graph(data))
+        return measure(Served.before(model, marked), marked)
     if method.startswith('retrain'):
         other = args.seed + (method == 'retrain_2')
         fresh, run = retrained(marked, folder, other)
         if fresh is None:
             return None
-        return run | measure(fresh, marked)
+        return run | measure(Served.of(fresh, marked), marked)
     method = unlearner(method, seed)
     facts = {}
     if isinstance(method, PartialRetrain):
         facts['epoch_seconds'] = epoch_seconds(marked)
     result = method(model, marked)
     facts |= {'seconds': result.seconds, 'peak_memory': result.peak_memory}
-    return facts | {'history': result.history} | measure(result.model, marked)
+    served = Served.of(result.model, marked)
+    return facts | {'history': result.history} | measure(served, marked)
 
 
 model, run = load_original(args.backbone, data, args.out, args.seed, **fit_args)

@@ -17,7 +17,8 @@ from common import finish
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.datasets import SyntheticMultimodal
-from torch_geometric_unlearn.metrics import embed, evaluate_request
+from torch_geometric_unlearn.metrics import evaluate_request
+from torch_geometric_unlearn.nn import Served
 from torch_geometric_unlearn.train import fit
 from torch_geometric_unlearn.transforms import (
     DropForgotten,
@@ -107,8 +108,9 @@ def serve(method, model, requests):
 
 
 def measure(name, model, marked, seconds):
-    scores = evaluate_request(model, marked, ks=(20,))
-    user_emb, item_emb = embed(model, model.build_graph(marked))
+    served = Served.of(model, marked)
+    scores = evaluate_request(served, marked, ks=(20,))
+    user_emb, item_emb = served.embeddings
     tenth = max(1, len(seconds) // 10)
     return {
         'method': name,

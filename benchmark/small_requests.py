@@ -84,9 +84,10 @@ for kind in args.kinds:
                     result = methods[name](seed)(model, marked)
                     current, seconds = result.model, result.seconds
                     graph = current.build_graph(result.data)
-                source = PairFeatures(Served(current, graph), marked)
+                served = Served(current, graph)
+                source = PairFeatures(served, marked)
                 x, group = source(both), both[0] + seed * schema.num_users(data)
-                scores = evaluate_request(current, marked, graph=graph, ks=(20,))
+                scores = evaluate_request(served, marked, ks=(20,))
                 ndcg = scores['retain_ndcg@20']
                 place = source.names.index(MAIN)
                 facts = x, label, group, ndcg, seconds

@@ -1,7 +1,8 @@
 r"""Tables, result files, and the report of a request."""
 
+from .content import request_hash
 from .html import render_html
-from .report import build_report, request_hash, write_report
+from .report import build_report, write_report
 from .table import format_table, save_json, versions
 
 __all__ = [

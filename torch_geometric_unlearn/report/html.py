@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from .svg import HATCH, bar_plot, heat_map, histogram, line_plot, path_plot
+from .verdict import listing
 
 _NOTHING = 'not available'
 
@@ -77,7 +78,7 @@ def render_html(content: Mapping[str, Any]) -> str:
         **content,
         **{key: _part(content, key) for key in _SECTIONS},
         'audits': [_audit(n, out) for n, out in audits.items() if n not in not_run],
-        'not_run': _listing(not_run),
+        'not_run': listing(not_run),
         'settings': _settings(content),
         'hints': _hints(content),
         'hatch': Markup(HATCH),
@@ -102,26 +103,23 @@ def _part(content: Mapping[str, Any], key: str) -> dict[str, Any]:
     r"""Returns what a section shows, and what is to be said of what it lacks."""
     title, is_needed, show = _SECTIONS[key]
     section, note = content[key], None
-    text = section.get('missing', '')
-    if lacking := _lacking(text):
-        words = _listing([_INPUTS[name] for name in lacking])
-        kind = 'missing' if is_needed and lacking != ['controls'] else 'note'
+    if needs := section['needs']:
+        words = listing([_INPUTS[name] for name in needs])
+        kind = 'missing' if is_needed and needs != ['controls'] else 'note'
         note = _Note(f'This report was not given {words}.', kind)
-    elif text:
-        note = _Note(text)
+    elif section['missing']:
+        note = _Note(section['missing'])
     empty = {'plot': None, 'table': None, 'error': ''}
     return {**empty, **section, 'title': title, 'note': note, **show(content)}
 
 
-def _lacking(text: str) -> list[str]:
-    r"""Returns the inputs that a text asks the caller for."""
-    return [name for name in _INPUTS if f"'{name}'" in text]
-
-
 def _hints(content: Mapping[str, Any]) -> list[tuple[str, str]]:
     r"""Returns what the caller may pass to complete the report, by section."""
-    texts = [(_SECTIONS[key][0], content[key].get('missing', '')) for key in _SECTIONS]
-    hints = [(title, text) for title, text in texts if _lacking(text)]
+    hints = [
+        (title, content[key]['missing'])
+        for key, (title, *_) in _SECTIONS.items()
+        if content[key]['needs']
+    ]
     hints += [
         (f'Audit: {name}', audit['missing'])
         for name, audit in content['audits'].items()
@@ -223,7 +221,7 @@ def _branches(content: Mapping[str, Any]) -> dict[str, Any]:
     scales = section.get('scales', {})
     if not scales:
         return {}
-    label = f'Line plot of the scales of {_listing(list(scales))} over the epochs.'
+    label = f'Line plot of the scales of {listing(list(scales))} over the epochs.'
     plot = line_plot(
         section['epochs'], scales, label, 'epoch', 'scale', 1.0, '1 = average'
     )
@@ -448,7 +446,7 @@ def _closeness(name: str, out: Mapping[str, Any]) -> dict[str, Any]:
         'table': _grid(head, [r for r in rows if r not in inner], _capital(name)),
         'numbers': _grid(head, inner) if inner else None,
         'plot': plot and Markup(plot),
-        'note': _Note(f'Not compared: {_listing(words)}.') if words else None,
+        'note': _Note(f'Not compared: {listing(words)}.') if words else None,
     }
 
 
@@ -573,7 +571,3 @@ def _plain(value: Any) -> str:
 
 def _capital(name: str) -> str:
     return name[:1].upper() + name[1:]
-
-
-def _listing(names: Sequence[str]) -> str:
-    return ' and '.join([', '.join(names[:-1]), names[-1]] if names[1:] else names)

@@ -3,7 +3,7 @@ r"""What the figures of a report mean, in plain words."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -122,7 +122,7 @@ def _sentences(
     content: Mapping[str, Any],
 ) -> list[str]:
     out = []
-    if not request['missing']:
+    if not request['needs']:
         n, left = request['num_interactions'], request['remaining']
         gone = 'None of them is left in the data.'
         if left:
@@ -234,3 +234,8 @@ def _count(number: int, noun: str) -> str:
 
 def _percent(value: float) -> str:
     return f'{100 * value:.1f} %'
+
+
+def listing(names: Sequence[str]) -> str:
+    r"""Returns names as a sentence has them: a, b and c."""
+    return ' and '.join([', '.join(names[:-1]), names[-1]] if names[1:] else names)
