@@ -55,9 +55,9 @@ def test_every_section_is_filled(inputs, full):
     assert rows['item_embedding']['shift'] == pytest.approx(shift, rel=1e-4)
     assert full['branches']['scales']['id'][0] == first['alpha']['id']
     assert [p['forget'] for p in full['curve']['points']] == [
-        row['forget_level']
+        row['forget_hit_rate']
         for row in inputs['result'].history
-        if 'forget_level' in row
+        if 'forget_hit_rate' in row
     ]
     assert sum(p['selected'] for p in full['curve']['points']) == 1
     for sides in full['scores']['models'].values():
@@ -165,7 +165,7 @@ def test_nan_is_not_available(inputs):
         model=inputs['original'],
         data=DropForgotten()(inputs['data']),
         seconds=math.nan,
-        history=[{'epoch': 0, 'forget_level': 0.1, 'retain_val_ndcg@20': math.nan}],
+        history=[{'epoch': 0, 'forget_hit_rate': 0.1, 'retain_val_ndcg@20': math.nan}],
     )
     content = build_report(result)
     assert content['method']['seconds'] is None

@@ -8,7 +8,7 @@ from torch_geometric_unlearn.unlearn.iterative import iterate
 
 
 class Plan:
-    r"""A target whose measures are given: forget level and NDCG of every epoch."""
+    r"""A target whose measures are given: forget hit rate and NDCG of every epoch."""
 
     k = 20
 

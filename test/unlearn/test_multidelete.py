@@ -6,6 +6,7 @@ from torch_geometric.data import HeteroData
 from torch_geometric.nn import LightGCN
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.data.popularity import PopularityMatcher
 from torch_geometric_unlearn.datasets import SyntheticMultimodal
 from torch_geometric_unlearn.metrics import embed, evaluate_request
 from torch_geometric_unlearn.nn import RecommenderAdapter
@@ -20,7 +21,7 @@ from torch_geometric_unlearn.transforms import (
 from torch_geometric_unlearn.unlearn import MultiDelete
 from torch_geometric_unlearn.unlearn.iterative import Workspace
 from torch_geometric_unlearn.unlearn.multidelete import Partners, _Run, _views
-from torch_geometric_unlearn.unlearn.selection import ForgetTarget, PopularityMatcher
+from torch_geometric_unlearn.unlearn.selection import ForgetTarget
 from torch_geometric_unlearn.utils.seed import isolated_seed
 
 REQUESTS = [ForgetUsers(ratio=0.1), ForgetItems([2, 4]), ForgetInteractions(ratio=0.1)]

@@ -8,12 +8,7 @@ from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.metrics import embed, evaluate_split
 from torch_geometric_unlearn.transforms import DropForgotten, ForgetItems, ForgetUsers
 from torch_geometric_unlearn.unlearn import selection
-from torch_geometric_unlearn.unlearn.selection import (
-    ForgetTarget,
-    PopularityMatcher,
-    Selector,
-    popularity_matched_pairs,
-)
+from torch_geometric_unlearn.unlearn.selection import ForgetTarget, Selector
 
 
 def share_in_top(model, graph, pairs, known, k):
@@ -45,9 +40,9 @@ def test_levels_by_brute_force(transform, row, data, trained, monkeypatch):
     known = torch.cat([train, val], dim=1)
     reference = val[:, torch.isin(val[row], torch.arange(10))]
     level = share_in_top(trained, graph, forgotten, known, 5)
-    assert out['forget_level'] == pytest.approx(level, abs=1e-6)
+    assert out['forget_hit_rate'] == pytest.approx(level, abs=1e-6)
     level = share_in_top(trained, graph, reference, known, 5)
-    assert out['reference_level'] == pytest.approx(level, abs=1e-6)
+    assert out['reference_hit_rate'] == pytest.approx(level, abs=1e-6)
     if row == 0:
         ndcg = evaluate_split(trained, retained, 'val', graph, ks=(5,))['ndcg@5']
         assert out['retain_val_ndcg@5'] == pytest.approx(ndcg)
@@ -68,66 +63,13 @@ def test_nothing_non_finite_counts(data, trained):
     target = ForgetTarget(marked, retained)
     row = target.measure(broken, broken.build_graph(retained))
     assert row['target_met'] == 0.0
-    assert math.isnan(row['forget_level'])
+    assert math.isnan(row['forget_hit_rate'])
     selector = Selector('retain_val_ndcg@20')
     assert not selector.update(broken, row, 0)
     finite = target.measure(trained, trained.build_graph(retained))
     assert not selector.update(broken, finite, 1)  # Figures of another state.
     assert selector.state is None
     assert selector.update(trained, finite, 2)
-
-
-def test_popularity_matched_pairs():
-    torch.manual_seed(0)
-    train_items = torch.arange(100).repeat_interleave(torch.arange(100))
-    pairs = torch.stack([torch.arange(100), torch.arange(100)])
-    out = popularity_matched_pairs(pairs, pairs, train_items, 100)
-    assert torch.equal(out[0], pairs[0])
-    assert (out[1] != pairs[1]).all()
-    assert torch.equal(out[1] // 10, pairs[1] // 10)
-    again = popularity_matched_pairs(pairs, pairs, train_items, 100)
-    assert torch.equal(out, again)
-    everything = torch.cartesian_prod(torch.arange(3), torch.arange(100)).t()
-    none = popularity_matched_pairs(everything[:, :2], everything, train_items, 100)
-    assert none.size(1) == 0
-
-
-def test_matcher_draws_anew(data):
-    pairs = data[schema.EDGE_TYPE].edge_index
-    matcher = PopularityMatcher(pairs, pairs[1], 60, seed=3)
-    known = set(map(tuple, pairs.t().tolist()))
-    count = pairs[1].bincount(minlength=60)
-    # Decile by decile in the order of popularity, lowest id first.
-    order = sorted(range(60), key=lambda i: (int(count[i]), i))
-    decile = {item: place * 10 // 60 for place, item in enumerate(order)}
-    draws = []
-    for _ in range(30):
-        item, found = matcher(pairs)
-        for (u, i), j, ok in zip(pairs.t().tolist(), item.tolist(), found.tolist()):
-            assert decile[i] == decile[j]
-            assert ok == ((u, j) not in known)
-        draws.append(item)
-    first = popularity_matched_pairs(pairs, pairs, pairs[1], 60, seed=3)
-    _, found = PopularityMatcher(pairs, pairs[1], 60, seed=3)(pairs)
-    assert torch.equal(first, torch.stack([pairs[0], draws[0]])[:, found])
-    draws = torch.stack(draws)
-    assert not torch.equal(draws[0], draws[1])
-    # Every item that is left for a pair is drawn sooner or later.
-    for row, (u, i) in enumerate(pairs[:, :5].t().tolist()):
-        left = {j for j in order if decile[j] == decile[i] and (u, j) not in known}
-        assert set(draws[:, row].tolist()) == left
-
-
-def test_matcher_without_an_item_left():
-    # With fewer items than deciles, an item is alone in its own.
-    pairs = torch.tensor([[0, 1], [3, 2]])
-    item, found = PopularityMatcher(pairs, pairs[1], 5)(pairs)
-    assert not found.any()
-    assert torch.equal(item, pairs[1])
-    item, found = PopularityMatcher(pairs[:, :1], pairs[1], 5)(pairs)
-    assert found.tolist() == [False, True]
-    item, found = PopularityMatcher(pairs, pairs[1], 5)(pairs[:, :0])
-    assert item.shape == found.shape == (0,)
 
 
 def test_selector_rule():

@@ -42,8 +42,8 @@ def test_all_off_equals_reverse_repair(marked, trained):
         a.model.named_parameters(), b.model.named_parameters()
     ):
         assert torch.allclose(x, y, atol=2e-6), name
-    assert [r['forget_level'] for r in a.history] == pytest.approx(
-        [r['forget_level'] for r in b.history]
+    assert [r['forget_hit_rate'] for r in a.history] == pytest.approx(
+        [r['forget_hit_rate'] for r in b.history]
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.data.popularity import popularity_matched_pairs
 from torch_geometric_unlearn.data.request import Request
 from torch_geometric_unlearn.evaluation import (
     ORIGINAL,
@@ -29,7 +30,6 @@ from torch_geometric_unlearn.metrics.exposure import (
     item_reach,
 )
 from torch_geometric_unlearn.unlearn import UnlearnResult
-from torch_geometric_unlearn.unlearn.selection import popularity_matched_pairs
 from torch_geometric_unlearn.utils.topk import pair_hits
 
 from .verdict import listing
@@ -263,13 +263,13 @@ def _curve(result: UnlearnResult) -> dict[str, Any]:
     points, length = [], None
     for row in result.history:
         key = next((k for k in row if k.startswith('retain_val_ndcg@')), '')
-        if key and 'forget_level' in row:
+        if key and 'forget_hit_rate' in row:
             length = int(key.rpartition('@')[2])
             points.append(
                 {
                     'epoch': row['epoch'],
-                    'forget': row['forget_level'],
-                    'reference': row.get('reference_level'),
+                    'forget': row['forget_hit_rate'],
+                    'reference': row.get('reference_hit_rate'),
                     'retain': row[key],
                     'selected': bool(row.get('selected', False)),
                 }
@@ -277,8 +277,8 @@ def _curve(result: UnlearnResult) -> dict[str, Any]:
     missing = ''
     if not points:
         missing = (
-            'The method logs no forget level and retained validation NDCG per epoch, '
-            'or ran no epoch.'
+            'The method logs no hit rate of forgotten pairs and no retained NDCG per '
+            'epoch, or ran no epoch.'
         )
     elif all(p['retain'] != p['retain'] for p in points):
         missing = 'The data holds no validation pairs, so there is no retain side.'

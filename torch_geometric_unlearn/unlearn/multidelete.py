@@ -10,6 +10,7 @@ from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.known_pairs import KnownPairs, draw_free
+from torch_geometric_unlearn.data.popularity import PopularityMatcher
 from torch_geometric_unlearn.data.request import Request, without_request
 from torch_geometric_unlearn.loader import TripletLoader
 from torch_geometric_unlearn.nn.models.base import (
@@ -21,7 +22,6 @@ from torch_geometric_unlearn.utils.check import check_choice, check_float, check
 from torch_geometric_unlearn.utils.seed import generator
 
 from .iterative import IterativeUnlearner, Step, Workspace, repair
-from .selection import PopularityMatcher
 
 _PARTNERS = ('popularity', 'uniform', 'batch')
 

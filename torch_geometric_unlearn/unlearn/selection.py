@@ -12,33 +12,31 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
-from torch_geometric_unlearn.data.known_pairs import KnownPairs, draw_free
 from torch_geometric_unlearn.data.request import Request
 from torch_geometric_unlearn.metrics import embed, ranking_metrics
 from torch_geometric_unlearn.nn.models.base import RecommenderLike
-from torch_geometric_unlearn.utils.seed import generator
 from torch_geometric_unlearn.utils.topk import pair_hits
 
 #: With fewer reference pairs of the same users (items), all validation pairs are the
-#: reference; with fewer of these, nothing can be said of the forget level.
+#: reference; with fewer of these, nothing can be said of the forget hit rate.
 MIN_PAIRS = 20
 
 
 class ForgetTarget:
     r"""Compares forgotten pairs with true preferences that were never trained on.
 
-    The *forget level* is the share of forgotten pairs with rank at most :math:`K` when
-    all other known positives of the user are masked; the *reference level* is the same
-    share over the validation pairs of the same users (of the same items in an
+    The *forget hit rate* is the share of forgotten pairs with rank at most :math:`K`
+    when all other known positives of the user are masked; the *reference hit rate* is
+    the same share over the validation pairs of the same users (of the same items in an
     item-level request), or, with fewer than 20 of these, over all validation pairs.
-    The target is met if the forget level is at most the reference level plus
+    The target is met if the forget hit rate is at most the reference hit rate plus
     :obj:`tolerance` [ours: the papers name validation sets but no rule].
 
     Args:
         data (HeteroData): The data with the request still marked.
         retained (HeteroData): The data after the deletion.
         k (int, optional): Length of the list. (default: :obj:`20`)
-        tolerance (float, optional): Slack above the reference level.
+        tolerance (float, optional): Slack above the reference hit rate.
             (default: :obj:`0.005`)
     """
 
@@ -61,8 +59,9 @@ class ForgetTarget:
         self.exclude_items = Request.of(data).items
 
     def measure(self, model: RecommenderLike, graph: Any) -> dict[str, float]:
-        r"""Returns :obj:`forget_level`, :obj:`reference_level`, :obj:`target_met`,
-        :obj:`miss` (what the target wants to be low, here the forget level),
+        r"""Returns :obj:`forget_hit_rate`, :obj:`reference_hit_rate`,
+        :obj:`target_met`, :obj:`miss` (what the target wants to be low, here the
+        forget hit rate),
         :obj:`retain_val_ndcg@20` (NaN without validation pairs), and :obj:`gap`, the
         mean standardised score of the forgotten minus the reference pairs, below
         :math:`-0.5` where the pairs have been over-forgotten. Everything is NaN, and
@@ -71,7 +70,7 @@ class ForgetTarget:
         user_emb, item_emb = embed(model, graph)
         ndcg_key = f'retain_val_ndcg@{self.k}'
         if not all(bool(torch.isfinite(x).all()) for x in (user_emb, item_emb)):
-            names = ('forget_level', 'reference_level', 'miss', 'gap', ndcg_key)
+            names = ('forget_hit_rate', 'reference_hit_rate', 'miss', 'gap', ndcg_key)
             return dict.fromkeys(names, float('nan')) | {'target_met': 0.0}
         device = user_emb.device
         known = self.known.to(device)
@@ -81,8 +80,8 @@ class ForgetTarget:
         (hit, ref_hit), (score, ref_score) = hits.split(sizes), scores.split(sizes)
         level, reference = float(hit.float().mean()), float(ref_hit.float().mean())
         return {
-            'forget_level': level,
-            'reference_level': reference,
+            'forget_hit_rate': level,
+            'reference_hit_rate': reference,
             'target_met': float(level <= reference + self.tolerance),
             'miss': level,
             'gap': float(score.mean() - ref_score.mean()),
@@ -111,78 +110,6 @@ class ForgetTarget:
         row = 1 if Request.of(data).level == 'item' else 0
         same = torch.isin(validation[row], self.forgotten[row])
         return validation[:, same] if int(same.sum()) >= MIN_PAIRS else validation
-
-
-def popularity_matched_pairs(
-    pairs: Tensor, known: Tensor, train_items: Tensor, num_items: int, seed: int = 0
-) -> Tensor:
-    r"""Replaces the item of every pair by a random one from the same popularity decile
-    that the user isn't known to like.
-
-    Pairs for which a hundred draws find none are left out.
-
-    Args:
-        pairs (torch.Tensor): Pairs to match, int64 :obj:`[2, n]`.
-        known (torch.Tensor): Known positives, int64 :obj:`[2, *]`.
-        train_items (torch.Tensor): Item of every training interaction, int64
-            :obj:`[E]`.
-        num_items (int): Number of items.
-        seed (int, optional): Seed of the draw. (default: :obj:`0`)
-
-    Returns:
-        torch.Tensor: Pairs, int64 :obj:`[2, m]` with :math:`m \leq n`.
-    """
-    matcher = PopularityMatcher(known, train_items, num_items, seed)
-    item, found = matcher(pairs)
-    return torch.stack([pairs[0], item])[:, found]
-
-
-class PopularityMatcher:
-    r"""Draws items as popular as given ones that a user isn't known to like.
-
-    Args:
-        known (torch.Tensor): Known positives, int64 :obj:`[2, *]`.
-        train_items (torch.Tensor): Item of every training interaction, int64
-            :obj:`[E]`.
-        num_items (int): Number of items.
-        seed (int, optional): Seed of the draws. (default: :obj:`0`)
-    """
-
-    def __init__(
-        self, known: Tensor, train_items: Tensor, num_items: int, seed: int = 0
-    ) -> None:
-        self.generator = generator(seed)
-        self.num_items = num_items
-        self.known = KnownPairs(known, num_items)
-        count = train_items.cpu().bincount(minlength=num_items)
-        self.order = count.argsort(stable=True)
-        place = torch.empty_like(self.order)
-        place[self.order] = torch.arange(num_items)
-        self.decile = place * 10 // num_items
-        self.first = -(-(torch.arange(10) * num_items) // 10)
-        end = torch.cat([self.first[1:], torch.tensor([num_items])])
-        self.size = end - self.first
-
-    def __call__(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
-        r"""Returns an item from the same popularity decile for every pair, int64
-        :obj:`[n]`, and whether a hundred draws found one, bool :obj:`[n]`; where they
-        didn't, the last draw stays.
-        """
-        device, pairs = pairs.device, pairs.cpu()
-        wanted = self.decile[pairs[1]]
-
-        def draw(places: Tensor) -> Tensor:
-            group = wanted[places]
-            share = torch.rand(places.numel(), generator=self.generator)
-            return self.order[self.first[group] + (share * self.size[group]).long()]
-
-        def is_taken(places: Tensor, item: Tensor) -> Tensor:
-            return self.known.contains(pairs[0, places], item)
-
-        item, failed = draw_free(pairs.size(1), draw, is_taken)
-        found = torch.ones(pairs.size(1), dtype=torch.bool)
-        found[failed] = False
-        return item.to(device), found.to(device)
 
 
 class Selector:
