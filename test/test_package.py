@@ -1,6 +1,7 @@
 r"""The shape of the package: imports run one way, nothing optional is required."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -96,3 +97,16 @@ def test_works_without_optional_packages(tmp_path):
     )
     assert out.returncode == 0, out.stderr
     assert 'pip install "torch_geometric_unlearn[frame]"' in out.stdout
+
+
+def test_extras_that_are_named_exist():
+    root = PACKAGE.parent
+    text = (root / 'pyproject.toml').read_text()
+    extras = text.partition('[project.optional-dependencies]')[2].partition('\n[')[0]
+    known = set(re.findall(r'^(\w+) = ', extras, re.MULTILINE))
+    pages = [root / 'README.md', *(root / 'docs').glob('*.rst'), *PACKAGE.rglob('*.py')]
+    for page in pages:
+        text = page.read_text()
+        named = set(re.findall(r'(?:unlearn|`|\.)\[([a-z,]+)\][`\'"]', text))
+        named = {extra for group in named for extra in group.split(',')}
+        assert named <= known, page.name
