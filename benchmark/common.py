@@ -111,9 +111,8 @@ def finish(title, rows, columns, config, path, extra=None):
         print(f'Wrote {path}')
 
 
-def training_graph(data):
-    return (
-        data[schema.EDGE_TYPE].edge_index,
-        schema.num_users(data),
-        schema.num_items(data),
-    )
+def training_graph(data, factor=1):
+    r"""Training pairs, number of users and of items, `factor` times as large."""
+    sizes = schema.num_users(data), schema.num_items(data)
+    graph = data[schema.EDGE_TYPE].edge_index, *sizes
+    return enlarged(*graph, factor) if factor > 1 else graph

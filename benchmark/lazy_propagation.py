@@ -16,13 +16,7 @@ import statistics
 import time
 
 import torch
-from common import (
-    enlarged,
-    finish,
-    load_baby,
-    time_side_by_side,
-    training_graph,
-)
+from common import finish, load_baby, time_side_by_side, training_graph
 
 from torch_geometric_unlearn.ops import LazyPropagation
 from torch_geometric_unlearn.ops.lazy_propagation import layer_mean_weights
@@ -43,10 +37,7 @@ parser.add_argument('--json', metavar='PATH')
 args = parser.parse_args()
 
 data, name = load_baby()
-graph = training_graph(data)
-if args.factor > 1:
-    graph = enlarged(*graph, args.factor)
-edge_index, num_users, num_items = graph
+edge_index, num_users, num_items = training_graph(data, args.factor)
 edge_index = edge_index.to(args.device)
 rng = generator(args.seed)
 x = torch.randn(num_users + num_items, args.channels, generator=rng).to(args.device)

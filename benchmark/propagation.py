@@ -13,7 +13,6 @@ import argparse
 import torch
 from common import (
     copy_bandwidth,
-    enlarged,
     finish,
     load_baby,
     time_side_by_side,
@@ -35,10 +34,7 @@ parser.add_argument('--json', metavar='PATH')
 args = parser.parse_args()
 
 data, name = load_baby()
-graph = training_graph(data)
-if args.factor > 1:
-    graph = enlarged(*graph, args.factor)
-edge_index, num_users, num_items = graph
+edge_index, num_users, num_items = training_graph(data, args.factor)
 operator = bipartite_operators(edge_index, num_users, num_items)[0].to(args.device)
 num_nodes = operator.size[0]
 torch.manual_seed(0)

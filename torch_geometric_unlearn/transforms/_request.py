@@ -16,16 +16,36 @@ from torch_geometric_unlearn.utils.check import check_ratio
 from torch_geometric_unlearn.utils.seed import generator
 
 
-def check_one_source(name: str, **sources: Any) -> None:
-    r"""Raises unless exactly one of the given ways to name a request is used."""
+def check_source(
+    owner: BaseTransform,
+    name: str,
+    ids: Sequence[Any] | Tensor | None,
+    raw_ids: Sequence[Any] | None,
+    ratio: float | None,
+    seed: int,
+) -> None:
+    r"""Raises unless exactly one of the ways to name a request is used, and well."""
+    sources = {name: ids, f'raw_{name}': raw_ids, 'ratio': ratio}
     given = [key for key, value in sources.items() if value is not None]
     if len(given) != 1:
         raise ValueError(
-            f"'{name}' needs exactly one of {list(sources)} (got {given or 'none'})"
+            f"'{owner.__class__.__name__}' needs exactly one of {list(sources)} (got "
+            f"{given or 'none'})"
         )
+    _check_not_empty(ids, name)
+    _check_not_empty(raw_ids, f'raw_{name}')
+    if ratio is not None:
+        check_ratio(ratio)
+    generator(seed)  # Checks the seed.
 
 
-def check_not_empty(ids: Sequence[Any] | Tensor | None, name: str) -> None:
+def draw(ratio: float, size: int, seed: int) -> Tensor:
+    r"""Returns the places of a share of :obj:`size` candidates, at least one, int64."""
+    num = max(1, round(ratio * size))
+    return torch.randperm(size, generator=generator(seed))[:num]
+
+
+def _check_not_empty(ids: Sequence[Any] | Tensor | None, name: str) -> None:
     r"""Raises if :obj:`ids` is given but names nothing, or is no sequence."""
     if ids is None:
         return
@@ -72,15 +92,10 @@ class ForgetNodes(BaseTransform):
         seed: int,
     ) -> None:
         name = f'{self.node_type}s'
-        sources = {name: ids, f'raw_{name}': raw_ids, 'ratio': ratio}
-        check_one_source(self.__class__.__name__, **sources)
-        check_not_empty(ids, name)
-        check_not_empty(raw_ids, f'raw_{name}')
+        check_source(self, name, ids, raw_ids, ratio, seed)
         self.ids = None if ids is None else to_ids(ids, name).view(-1).cpu()
-        self.raw_ids = raw_ids
-        self.ratio = None if ratio is None else check_ratio(ratio)
-        self.seed = seed
-        generator(seed)  # Checks the seed.
+        self.raw_ids, self.seed = raw_ids, seed
+        self.ratio = None if ratio is None else float(ratio)
 
     def forward(self, data: HeteroData) -> HeteroData:
         schema.validate(data)
@@ -93,9 +108,7 @@ class ForgetNodes(BaseTransform):
     def _internal_ids(self, data: HeteroData, endpoint: Tensor) -> Tensor:
         if self.ratio is not None:
             pool = endpoint.unique().cpu()
-            num = max(1, round(self.ratio * pool.numel()))
-            perm = torch.randperm(pool.numel(), generator=generator(self.seed))
-            return pool[perm[:num]].sort()[0]
+            return pool[draw(self.ratio, pool.numel(), self.seed)].sort()[0]
         if self.raw_ids is not None:
             return raw_to_internal(data, self.node_type, self.raw_ids).unique()
         assert self.ids is not None

@@ -11,10 +11,8 @@ from torch_geometric.transforms import BaseTransform
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.from_frame import raw_to_internal
-from torch_geometric_unlearn.utils.check import check_ratio
-from torch_geometric_unlearn.utils.seed import generator
 
-from ._request import check_not_empty, check_one_source, mark, to_ids
+from ._request import check_source, draw, mark, to_ids
 
 
 @functional_transform('forget_interactions')
@@ -56,15 +54,11 @@ class ForgetInteractions(BaseTransform):
         ratio: float | None = None,
         seed: int = 0,
     ) -> None:
-        name = self.__class__.__name__
-        check_one_source(name, pairs=pairs, raw_pairs=raw_pairs, ratio=ratio)
-        check_not_empty(pairs, 'pairs')
-        check_not_empty(raw_pairs, 'raw_pairs')
+        check_source(self, 'pairs', pairs, raw_pairs, ratio, seed)
         self.pairs = None if pairs is None else _to_pairs(pairs)
         self.raw_pairs = None if raw_pairs is None else _check_raw_pairs(raw_pairs)
-        self.ratio = None if ratio is None else check_ratio(ratio)
+        self.ratio = None if ratio is None else float(ratio)
         self.seed = seed
-        generator(seed)  # Checks the seed.
 
     def forward(self, data: HeteroData) -> HeteroData:
         schema.validate(data)
@@ -73,9 +67,8 @@ class ForgetInteractions(BaseTransform):
             edge_index.size(1), dtype=torch.bool, device=edge_index.device
         )
         if self.ratio is not None:
-            num = max(1, round(self.ratio * mask.numel()))
-            perm = torch.randperm(mask.numel(), generator=generator(self.seed))
-            mask[perm[:num].to(mask.device)] = True
+            drawn = draw(self.ratio, mask.numel(), self.seed)
+            mask[drawn.to(mask.device)] = True
         else:
             items = schema.num_items(data)
             pairs = self._internal_pairs(data).to(edge_index.device)
