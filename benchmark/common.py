@@ -85,7 +85,9 @@ def time_side_by_side(functions, device='cpu', repeats=15, warmup=3):
                 seconds[name].append(value)
     out = {}
     for name, values in seconds.items():
-        low, _, high = statistics.quantiles(values, n=4)
+        low, high = values[0], values[0]  # One repeat has no spread.
+        if len(values) > 1:
+            low, _, high = statistics.quantiles(values, n=4)
         out[name] = {'median': statistics.median(values), 'spread': high - low}
     return out
 
