@@ -7,6 +7,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+if 'PYTEST_XDIST_WORKER' in os.environ:  # Workers share the cores.
+    os.environ.setdefault('OMP_NUM_THREADS', '1')
+
 import pytest
 import torch
 
