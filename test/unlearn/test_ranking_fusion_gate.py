@@ -14,7 +14,7 @@ def marked(data):
 
 def test_threshold_by_brute_force(marked, trained):
     retained = DropForgotten()(marked)
-    embeddings = trained(trained.build_graph(retained))
+    embeddings = tuple(x.detach() for x in trained(trained.build_graph(retained)))
     gate = RankingFusionGate(retained, k=5)
     users = torch.tensor([4, 0, 4])
     threshold, temperature = gate.thresholds(users, embeddings)

@@ -1,8 +1,8 @@
 import gc
+import weakref
 
 import torch
 
-from torch_geometric_unlearn.utils import remember
 from torch_geometric_unlearn.utils.remember import remembered
 
 
@@ -16,10 +16,20 @@ def test_as_long_as_it_lives_and_is_not_written_to():
     remembered(x)['b'] = 2
     x.requires_grad_(True).sum().backward()
     assert remembered(x) == {'b': 2}
-    before = len(remember._facts)
+
+
+def test_nothing_is_kept_of_a_tensor_that_is_gone():
+    class Fact:
+        pass
+
+    x, fact = torch.zeros(3), Fact()
+    remembered(x)['a'] = fact
+    alive = weakref.ref(fact)
+    del fact
+    assert alive() is not None
     del x
     gc.collect()
-    assert len(remember._facts) == before - 1
+    assert alive() is None
 
 
 def test_inference_tensors_are_not_remembered():
