@@ -128,8 +128,13 @@ def test_functional_name_and_repr():
     (out,) = pipe.drop_forgotten()
     assert 3 not in out[EDGE].edge_index[0]
     assert str(DropForgotten()) == 'DropForgotten()'
-    with pytest.raises(TypeError, match='takes no arguments'):
+    kept = DropForgotten(keep=['user.age'])
+    assert str(kept) == "DropForgotten(keep=['user.age'])"
+    with pytest.raises(TypeError, match="unexpected keyword argument 'users'"):
         DropForgotten(users=[3])
+    for keep in ('user.age', [3]):
+        with pytest.raises(TypeError, match="'keep' must be a sequence of names"):
+            DropForgotten(keep=keep)
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def test_raw_ids():
     data = from_frame(pd.DataFrame(rows, columns=['user', 'item']))
     out = ForgetItems(raw_items=[9])(data)
     assert out[EDGE].forget_mask.tolist() == [False, True, True, False]
-    match = r"must name known items, but 1 are unknown \(got '9'\)"
+    match = r"must name known items, but 1 of \d are unknown \(at position \d\)"
     with pytest.raises(ValueError, match=match):
         ForgetItems(raw_items=['9'])(data)
 

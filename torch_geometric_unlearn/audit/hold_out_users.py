@@ -41,7 +41,7 @@ def hold_out_users(data: HeteroData, ratio: float = 0.05, seed: int = 0) -> Hete
         )
     marked = ForgetUsers(ratio=ratio, seed=seed)(data)
     pairs = schema.forgotten_edge_index(marked)
-    out = DropForgotten()(marked)
+    out = DropForgotten(keep=('*',))(marked)
     if NEVER_TRAINED in data:
         pairs = torch.cat([data[NEVER_TRAINED], pairs], dim=1)
     out[NEVER_TRAINED] = pairs

@@ -233,7 +233,7 @@ def _train_data(data: HeteroData, pairs: Tensor) -> HeteroData:
         if key in data:
             out[key] = data[key][:, ~request.covers(data[key])]
     out[schema.EDGE_TYPE].forget_mask = gone
-    return DropForgotten()(out)
+    return DropForgotten(keep=('*',))(out)
 
 
 def _margins(model: Any, graph: Any, pairs: Tensor, target: Tensor) -> Tensor:

@@ -233,7 +233,7 @@ def _only(data: HeteroData, users: Tensor) -> HeteroData:
     for key in schema.HELD_OUT:
         if key in data:
             out[key] = data[key][:, torch.isin(data[key][0], users)]
-    return DropForgotten()(out)
+    return DropForgotten(keep=('*',))(out)
 
 
 def _lists(served: Served, users: Tensor) -> Tensor:

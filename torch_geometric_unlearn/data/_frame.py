@@ -2,7 +2,6 @@ r"""Reads and checks the columns and the features of a table of interactions."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Union
 
@@ -28,7 +27,8 @@ def import_pandas() -> Any:
 def some(values: Iterable[Any], limit: int = 5) -> str:
     r"""Returns a few values for a message."""
     values = list(values)
-    text = ', '.join(repr(value) for value in values[:limit])
+    plain = (v.item() if isinstance(v, np.generic) else v for v in values[:limit])
+    text = ', '.join(map(repr, plain))
     return text + (', ...' if len(values) > limit else '')
 
 
@@ -36,8 +36,8 @@ def to_list(values: Iterable[Any], name: str) -> list[Any]:
     r"""Returns hashable ids as a list of Python objects."""
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
         raise TypeError(
-            f"'{name}' must be an iterable of ids (got {values!r}). For one id, "
-            f'pass [{values!r}].'
+            f"'{name}' must be an iterable of ids (got one of type "
+            f"'{type(values).__name__}'). For a single id, pass a list of length one."
         )
     ids = values.tolist() if hasattr(values, 'tolist') else list(values)
     try:
@@ -48,14 +48,21 @@ def to_list(values: Iterable[Any], name: str) -> list[Any]:
 
 
 def check_ids(values: Iterable[Any], name: str) -> list[Any]:
-    r"""Returns unique, present ids as a list."""
+    r"""Returns unique, present ids as a list. Errors tell positions, since an id may
+    be an address, which has no place in a log.
+    """
     pd = import_pandas()
     ids = to_list(values, name)
-    if pd.isna(pd.Series(ids, dtype=object)).any():
-        raise ValueError(f"'{name}' must not hold missing ids (got {some(ids)})")
-    if len(set(ids)) < len(ids):
-        twice = next(raw for raw, count in Counter(ids).items() if count > 1)
-        raise ValueError(f"'{name}' must hold unique ids (got {twice!r} twice)")
+    column = pd.Series(ids, dtype=object)
+    missing, repeated = column.isna(), column.duplicated()
+    if missing.any():
+        places = some(np.flatnonzero(missing))
+        raise ValueError(f"'{name}' must not hold missing ids (at position {places})")
+    if repeated.any():
+        places = some(np.flatnonzero(repeated))
+        raise ValueError(
+            f"'{name}' must hold unique ids (repeated at position {places})"
+        )
     return ids
 
 
@@ -119,8 +126,6 @@ def read_split(column: pd.Series) -> np.ndarray:
 
 def unique_pairs(
     df: pd.DataFrame,
-    user: str,
-    item: str,
     user_code: np.ndarray,
     item_code: np.ndarray,
     time: str | None,
@@ -131,11 +136,11 @@ def unique_pairs(
     code = pd.Series(user_code * (item_code.max() + 1) + item_code)
     repeated = code.duplicated()
     if duplicates == 'error' and repeated.any():
-        first = df.iloc[int(repeated.to_numpy().argmax())]
+        again = some(np.flatnonzero(repeated))
         raise ValueError(
             f"'df' must hold every pair once, but {int(repeated.sum())} rows repeat "
-            f'one (got user {first[user]!r} with item {first[item]!r} again). To keep '
-            f"one row per pair, pass duplicates='first' or duplicates='last'."
+            f'one (at position {again}). To keep one row per pair, pass '
+            f"duplicates='first' or duplicates='last'."
         )
     if time is not None and repeated.any():
         _check_time(df[time])

@@ -133,7 +133,7 @@ def from_frame(
     item_ids = extend(item_ids, catalogue or [], *(ids for ids, _ in tables.values()))
 
     part = np.zeros(len(df), np.int64) if split is None else read_split(df[split])
-    keep = unique_pairs(df, user, item, user_code, item_code, time, duplicates)
+    keep = unique_pairs(df, user_code, item_code, time, duplicates)
     pairs = torch.from_numpy(np.stack([user_code, item_code]))
     train = torch.from_numpy(keep & (part == 0))
 
@@ -280,12 +280,13 @@ def raw_to_internal(
             f"(got none). Build the data with 'from_frame', or pass internal ids."
         )
     internal = {raw: i for i, raw in enumerate(_raw_ids(data, node_type))}
-    unknown = [raw for raw in dict.fromkeys(ids) if raw not in internal]
+    unknown = [place for place, raw in enumerate(ids) if raw not in internal]
     if unknown:
+        # Positions only: an id may be an address, which has no place in a log.
         raise ValueError(
-            f"'raw_ids' must name known {node_type}s, but {len(unknown)} are unknown "
-            f'(got {some(unknown)}). Ids are compared with their type: 7 is '
-            f"not '7'."
+            f"'raw_ids' must name known {node_type}s, but {len(unknown)} of {len(ids)} "
+            f'are unknown (at position {some(unknown)}). Ids are compared with their '
+            f"type: 7 is not '7'; those of deleted {node_type}s are gone."
         )
     return torch.tensor([internal[raw] for raw in ids], dtype=torch.int64)
 

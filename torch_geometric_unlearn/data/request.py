@@ -25,12 +25,15 @@ class Request:
         users (torch.Tensor): Users that it names, int64 :obj:`[n]`.
         items (torch.Tensor): Items that it names, int64 :obj:`[m]`.
         pairs (torch.Tensor): Training pairs that it deletes, int64 :obj:`[2, E]`.
+        named (torch.Tensor): Pairs that it names, for training or held out, int64
+            :obj:`[2, p]`.
     """
 
     level: str
     users: Tensor
     items: Tensor
     pairs: Tensor
+    named: Tensor
 
     @classmethod
     def of(cls, data: HeteroData) -> Request:
@@ -47,7 +50,15 @@ class Request:
             users=none if users is None else users,
             items=none if items is None else items,
             pairs=schema.forgotten_edge_index(data),
+            named=none.view(2, 0) if pairs is None else pairs,
         )
+
+    def names(self, pairs: Tensor, num_items: int) -> Tensor:
+        r"""Tells which :obj:`pairs` int64 :obj:`[2, n]` it names one by one, bool
+        :obj:`[n]`.
+        """
+        named = schema.pair_codes(self.named.to(pairs.device), num_items)
+        return torch.isin(schema.pair_codes(pairs, num_items), named)
 
     @property
     def is_empty(self) -> bool:

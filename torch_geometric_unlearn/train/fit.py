@@ -211,6 +211,7 @@ def fit(
             model.load_state_dict(run.best_state)
         else:
             run.result.best_epoch = len(run.result.history) - 1
+        model.zero_grad(set_to_none=True)
     run.result.seconds = spent + meter.seconds
     run.result.peak_memory = meter.peak_memory
     return run.result

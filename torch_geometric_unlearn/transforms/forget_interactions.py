@@ -17,12 +17,14 @@ from ._request import check_source, draw, mark, to_ids
 
 @functional_transform('forget_interactions')
 class ForgetInteractions(BaseTransform):
-    r"""Marks single training interactions as to be forgotten, the
-    interaction-level request (functional name: :obj:`forget_interactions`).
+    r"""Marks single interactions as to be forgotten, the interaction-level request
+    (functional name: :obj:`forget_interactions`).
 
-    Sets :obj:`forget_mask` on the interactions, :obj:`data.forget_interactions` and
-    :obj:`data.forget_level`. Nothing is deleted yet; see :class:`DropForgotten`.
-    Requests combine, and a pair named twice counts once.
+    Sets :obj:`forget_mask` on the training interactions, :obj:`data.forget_interactions`
+    and :obj:`data.forget_level`. Nothing is deleted yet; see :class:`DropForgotten`.
+    Requests combine, and a pair named twice counts once. A pair that is held out for
+    validation, test or control is deleted from there; the model was not trained on it,
+    so there is nothing to unlearn.
 
     Args:
         pairs (sequence or torch.Tensor, optional): Internal (user, item) ids, as a
@@ -35,8 +37,9 @@ class ForgetInteractions(BaseTransform):
 
     Raises:
         ValueError: If not exactly one of :obj:`pairs`, :obj:`raw_pairs` and
-            :obj:`ratio` is given, the request is empty, a pair is no training
-            interaction, or the request would delete every training interaction.
+            :obj:`ratio` is given, the request is empty, a pair is neither a training
+            interaction nor held out, or the request would delete every training
+            interaction.
 
     Example:
         >>> data = SyntheticMultimodal('tiny')[0]
@@ -66,17 +69,21 @@ class ForgetInteractions(BaseTransform):
         mask = torch.zeros(
             edge_index.size(1), dtype=torch.bool, device=edge_index.device
         )
+        held_out = edge_index.new_empty(2, 0)
         if self.ratio is not None:
             drawn = draw(self.ratio, mask.numel(), self.seed)
             mask[drawn.to(mask.device)] = True
         else:
             items = schema.num_items(data)
-            pairs = self._internal_pairs(data).to(edge_index.device)
+            pairs = self._internal_pairs(data).to(edge_index.device).unique(dim=1)
             codes = schema.pair_codes(pairs, items)
-            known = schema.pair_codes(edge_index, items)
-            self._check_known(data, pairs, torch.isin(codes, known))
-            mask = torch.isin(known, codes)
-        pairs = edge_index[:, mask]
+            mask = torch.isin(schema.pair_codes(edge_index, items), codes)
+            splits = [schema.held_out(data, split) for split in schema.SPLITS]
+            held_out = torch.cat(splits, dim=1)
+            named = torch.isin(schema.pair_codes(held_out, items), codes)
+            held_out = held_out[:, named]
+            _check_known(pairs, torch.cat([edge_index[:, mask], held_out], dim=1))
+        pairs = torch.cat([edge_index[:, mask], held_out], dim=1)
         return mark(data, mask, 'interaction', 'forget_interactions', pairs)
 
     def _internal_pairs(self, data: HeteroData) -> Tensor:
@@ -96,23 +103,6 @@ class ForgetInteractions(BaseTransform):
             )
         return self.pairs
 
-    def _check_known(self, data: HeteroData, pairs: Tensor, known: Tensor) -> None:
-        if known.all():
-            return
-        first = pairs[:, ~known][:, :1]
-        held_out = torch.cat([schema.held_out(data, s) for s in ('val', 'test')], dim=1)
-        where = (first == held_out).all(dim=0).any()
-        hint = (
-            'It is held out for validation or test, so the model never saw it.'
-            if where
-            else 'It may have been deleted already.'
-        )
-        raise ValueError(
-            f'{int((~known).sum())} of {known.numel()} requested pairs are no training '
-            f'interactions (first: user {int(first[0])}, item {int(first[1])}). {hint} '
-            f'Take it out of the request.'
-        )
-
     def __repr__(self) -> str:
         if self.ratio is not None:
             return f'{self.__class__.__name__}(ratio={self.ratio}, seed={self.seed})'
@@ -121,13 +111,27 @@ class ForgetInteractions(BaseTransform):
         return f'{self.__class__.__name__}(num_interactions={num})'
 
 
+def _check_known(pairs: Tensor, found: Tensor) -> None:
+    unknown = pairs.size(1) - found.size(1)
+    if unknown == 0:
+        return
+    missing = set(map(tuple, pairs.t().tolist())) - set(map(tuple, found.t().tolist()))
+    user, item = min(missing)
+    raise ValueError(
+        f'{unknown} of {pairs.size(1)} requested pairs are no interactions of the data, '
+        f'neither for training nor held out (first: user {user}, item {item}). They may '
+        f'have been deleted already. Take them out of the request.'
+    )
+
+
 def _check_raw_pairs(pairs: Sequence[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
     out = []
-    for pair in pairs:
+    for place, pair in enumerate(pairs):
         if isinstance(pair, str) or not hasattr(pair, '__len__') or len(pair) != 2:
+            # The entry itself may be an id, which has no place in a log.
             raise ValueError(
-                f"'raw_pairs' must be a sequence of (user, item) pairs (got the entry "
-                f'{pair!r})'
+                f"'raw_pairs' must be a sequence of (user, item) pairs (got a "
+                f"'{type(pair).__name__}' that is none at position {place})"
             )
         out.append((pair[0], pair[1]))
     return out

@@ -42,6 +42,10 @@ class UnlearnResult:
         exact (bool): Whether the method promises the model that retraining gives.
         settings (dict): Name of the method as :obj:`method`, and its arguments that are
             plain values, the seed among them.
+        dropped (dict): Number of pairs that the deletion took out of the data, by
+            :obj:`'train'` and split. The model was trained on the first only, so for
+            held-out pairs nothing had to be unlearned; but those of :obj:`'val'` had a
+            part in the choice of its epoch.
     """
 
     model: RecommenderLike
@@ -53,6 +57,7 @@ class UnlearnResult:
     shift: dict[str, float] = field(default_factory=dict)
     exact: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         touched = sum(share > 0 for share in self.touched.values())
@@ -109,15 +114,24 @@ class Unlearner(ABC):
             return False, f"'{type(model).__name__}' lacks {missing} of the contract"
         return True, ''
 
-    def __call__(self, model: RecommenderLike, data: HeteroData) -> UnlearnResult:
+    def __call__(
+        self,
+        model: RecommenderLike,
+        data: HeteroData,
+        drop: DropForgotten | None = None,
+    ) -> UnlearnResult:
         r"""Returns the model without the influence of what :obj:`data` marks.
 
         Args:
             model (torch.nn.Module): The trained model.
             data (HeteroData): The data with a request.
+            drop (DropForgotten, optional): The deletion from the data, if something is
+                to be kept or erased otherwise than by default. (default: :obj:`None`)
 
         Raises:
-            ValueError: If the method does not support the model or the request, or a
+            ValueError: If the deletion would not reach all that may name the deleted
+                (see :class:`~torch_geometric_unlearn.transforms.DropForgotten`), the
+                method does not support the model or the request, or a
                 parameter of the model is not finite.
         """
         meter = ResourceMeter(next(model.parameters()).device)
@@ -128,12 +142,13 @@ class Unlearner(ABC):
             if not ok:
                 raise ValueError(f'{self} cannot serve this request: {reason}')
             out = copy.deepcopy(model)
-            retained = DropForgotten()(data)
+            retained = (drop or DropForgotten())(data)
             history: list[dict[str, Any]] = []
             request = Request.of(data)
             if request.pairs.numel() or (self.serves_nodes and not request.is_empty):
                 out, history = self._unlearn(out, data, retained)
                 copy_modes(model, out)
+            out.zero_grad(set_to_none=True)  # Gradients tell of deleted rows as well.
             touched, shift = _compare(model, out)
         return UnlearnResult(
             model=out,
@@ -145,6 +160,7 @@ class Unlearner(ABC):
             shift=shift,
             exact=self.exact,
             settings={'method': type(self).__name__} | self._settings(),
+            dropped=_dropped(data, retained),
         )
 
     @abstractmethod
@@ -192,6 +208,16 @@ def _check_finite(model: RecommenderLike) -> None:
                 f"The parameter '{name}' of the model holds NaN or infinity, from "
                 f'which nothing can be unlearned. Go back to an intact checkpoint.'
             )
+
+
+def _dropped(before: HeteroData, after: HeteroData) -> dict[str, int]:
+    def sizes(data: HeteroData) -> dict[str, int]:
+        pairs = {split: schema.held_out(data, split) for split in schema.SPLITS}
+        pairs = {'train': data[schema.EDGE_TYPE].edge_index} | pairs
+        return {name: edge_index.size(1) for name, edge_index in pairs.items()}
+
+    left = sizes(after)
+    return {name: size - left[name] for name, size in sizes(before).items()}
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from torch_geometric.nn import LightGCN
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.nn.functional import bpr_loss
-from torch_geometric_unlearn.transforms import DropForgotten
+from torch_geometric_unlearn.transforms.drop_forgotten import drop_forgotten
 from torch_geometric_unlearn.utils.check import check_choice, check_float, check_int
 
 from ._checks import check_sizes
@@ -175,7 +175,7 @@ class RecommenderAdapter(Recommender):
         if self._build_graph is None:
             graph: Any = InteractionGraph(edge_index, self.num_users, self.num_items)
         else:
-            graph = self._build_graph(DropForgotten()(data))
+            graph = self._build_graph(drop_forgotten(data, strict=False))
             self._check_graph(graph, edge_index)
         return graph.to(next(self.module.parameters()).device)
 

@@ -153,7 +153,7 @@ class ShardEnsemble(Recommender):
                 f'{schema.num_users(data)}. Node ids must not shift; pass the data '
                 f'that the model was built for.'
             )
-        retained = DropForgotten()(data)
+        retained = DropForgotten(keep=('*',))(data)
         edge_index = retained[schema.EDGE_TYPE].edge_index.to(self.owner.device)
         content = share_item_graphs(self.shards, retained)
         graphs = []
@@ -292,7 +292,7 @@ def group_data(data: HeteroData, owner: Tensor, group: int) -> HeteroData | None
         return None
     if not foreign.any():
         return data
-    return DropForgotten()(ForgetUsers(foreign.nonzero().view(-1))(data))
+    return DropForgotten(keep=('*',))(ForgetUsers(foreign.nonzero().view(-1))(data))
 
 
 def share_item_graphs(
