@@ -315,7 +315,7 @@ PARTIAL = {'pen': [1.0]}
         ({'users': 'zoe'}, TypeError, "'users' must be an iterable of ids"),
         ({'users': [None]}, ValueError, "'users' must not hold missing ids"),
         ({'users': [['a']]}, TypeError, "'users' must hold hashable ids"),
-        ({'items': ['a', 'b', 'a']}, ValueError, r"unique ids \(repeated at position 2\)"),
+        ({'items': ['a', 'b', 'a']}, ValueError, "unique ids .repeated at position 2"),
         ({'split': 'user'}, ValueError, "'test' or 'control'.*got 'ann', 'bob'"),
         ({'time': 'user'}, TypeError, "Column 'user' must hold integers or datetimes"),
         ({'rating': 'user'}, TypeError, "Column 'user' must hold numbers as rating"),

@@ -1,5 +1,6 @@
 import copy
-import hashlib
+import hmac
+import itertools
 import json
 import math
 import re
@@ -43,7 +44,7 @@ def test_table_holds_what_the_metrics_say(inputs, full):
 
 
 def test_every_section_is_filled(inputs, full):
-    assert full['schema_version'] == 2
+    assert full['schema_version'] == 3
     assert all(full[name]['missing'] == '' for name in SECTIONS)
     assert all(full[name]['needs'] == [] for name in SECTIONS)
     rows = {row['module']: row for row in full['modules']['rows']}
@@ -117,19 +118,41 @@ def test_missing_inputs_are_named(inputs):
     assert some['request']['missing'] == ''
 
 
-def test_request_hash_is_that_of_the_pairs(data):
-    marked = ForgetUsers([3, 5])(data)
+KEY = bytes(range(32))
+
+
+def little(numbers):
+    return b''.join(number.to_bytes(8, 'little') for number in numbers)
+
+
+def test_request_hash_is_that_of_ids_and_pairs(data):
+    marked = ForgetUsers([5, 3])(data)
     pairs = sorted(map(tuple, schema.forgotten_edge_index(marked).t().tolist()))
-    raw = b''.join(i.to_bytes(8, 'little') for pair in pairs for i in pair)
-    assert request_hash(marked) == hashlib.sha256(b'user\n' + raw).hexdigest()
+    raw = b'user\n' + little([2, 3, 5, 0, len(pairs), *itertools.chain(*pairs)])
+    assert request_hash(marked, KEY) == hmac.new(KEY, raw, 'sha256').hexdigest()
     shuffled = copy.copy(marked)
     order = torch.randperm(marked[schema.EDGE_TYPE].edge_index.size(1))
     store = shuffled[schema.EDGE_TYPE]
     store.edge_index = store.edge_index[:, order]
     store.forget_mask = store.forget_mask[order]
-    assert request_hash(shuffled) == request_hash(marked)
+    assert request_hash(shuffled, KEY) == request_hash(marked, KEY)
+    held_out = data.test_edge_label_index[:, :2]
     others = [ForgetUsers([3])(data), ForgetItems([3])(data)]
-    assert len({request_hash(x) for x in [marked, *others]}) == 3
+    others += [ForgetInteractions(held_out[:, k : k + 1])(data) for k in (0, 1)]
+    hashes = [request_hash(x, KEY) for x in [marked, *others]]
+    assert len({*hashes, request_hash(marked, KEY[::-1])}) == 6
+
+
+@pytest.mark.parametrize(
+    ('key', 'error', 'match'),
+    [
+        ('secret', TypeError, r"'key' must be bytes \(got str\)"),
+        (b'secret', ValueError, r'at least 16 bytes \(got 6\)'),
+    ],
+)
+def test_request_hash_refuses(key, error, match, data):
+    with pytest.raises(error, match=match):
+        request_hash(ForgetUsers([3])(data), key)
 
 
 @pytest.mark.parametrize(
@@ -143,13 +166,19 @@ def test_request_hash_is_that_of_the_pairs(data):
 def test_ids_are_pseudonyms_unless_asked_for(transform, kinds, data, trained):
     marked = transform(data)
     result = EdgeDrop()(trained, marked)
-    hidden = build_report(result, data=marked)['request']
+    hidden = build_report(result, data=marked, key=KEY)['request']
+    assert hidden['ids'] == 'hashed'
     assert [set(subject) for subject in hidden['subjects']] == kinds
     digests = [v for subject in hidden['subjects'] for v in subject.values()]
     assert all(re.fullmatch('[0-9a-f]{12}', value) for value in digests)
     if kinds[0] == {'user'}:
-        text = f'{request_hash(marked)}:user:3'
-        assert digests[0] == hashlib.sha256(text.encode()).hexdigest()[:12]
+        assert digests[0] == hmac.new(KEY, b'user:3', 'sha256').hexdigest()[:12]
+    numbered = build_report(result, data=marked)['request']
+    assert numbered['ids'] == 'numbered'
+    assert numbered['hash'] is None
+    numbers = [v for subject in numbered['subjects'] for v in subject.values()]
+    # One number per pseudonym.
+    assert len(set(zip(numbers, digests))) == len(set(numbers)) == len(set(digests))
     shown = build_report(result, data=marked, show_ids=True)['request']
     assert shown['ids'] == 'shown'
     if kinds[0] == {'user'}:

@@ -148,7 +148,7 @@ NO_NAME = r"'ForgetUsers' needs exactly one of \['users', 'raw_users', 'ratio'\]
         ({'users': [1, 100]}, ValueError, r'names 1 unknown ids \(first: 100\). Know'),
         ({'users': [-1]}, ValueError, r'unknown ids \(first: -1\). Known are 0 to 99'),
         ({'raw_users': ['a']}, ValueError, "must hold the id map 'raw_id'"),
-        ({'raw_users': 'al'}, TypeError, r"must be an iterable of ids \(got one of type 'str'"),
+        ({'raw_users': 'al'}, TypeError, "an iterable of ids .got one of type 'str'"),
         ({'ratio': 0.0}, ValueError, r'must be in \(0, 1\) \(got 0.0\). For 5%, pass'),
         ({'ratio': 5}, ValueError, r"'ratio' must be in \(0, 1\) \(got 5\)"),
         ({'ratio': '5%'}, TypeError, r"'ratio' must be a number \(got str\)"),

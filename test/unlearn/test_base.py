@@ -142,3 +142,41 @@ def test_repr_names_the_settings():
     assert repr(EdgeDrop(seed=3)) == 'EdgeDrop(seed=3)'
     assert "form='negate'" in repr(MMRecUn(form='negate'))
     assert 'capacity=0.5' in repr(TRU(capacity=0.5))
+
+
+def test_held_out_pairs_need_no_unlearning(data, trained):
+    pair = data.val_edge_label_index[:, 4:5]
+    marked = ForgetInteractions(pair)(data)
+    for unlearner in (EdgeDrop(), TRU(), Retrain(MGCN.from_data)):
+        result = unlearner(trained, marked)
+        assert result.dropped == {'train': 0, 'val': 1, 'test': 0, 'control': 0}
+        assert max(result.touched.values()) == 0
+        assert result.history == []
+        pairs = result.data.val_edge_label_index
+        assert not (pairs == pair).all(dim=0).any()
+        assert pairs.size(1) == data.val_edge_label_index.size(1) - 1
+    train = data[schema.EDGE_TYPE].edge_index[:, :3]
+    both = ForgetInteractions(torch.cat([train, pair], dim=1))(data)
+    result = EdgeDrop()(trained, both)
+    assert result.dropped == {'train': 3, 'val': 1, 'test': 0, 'control': 0}
+
+
+def test_what_the_deletion_spares(data, trained):
+    data['user'].age = torch.arange(100)
+    data['user'].index = {'u3': 3}
+    marked = ForgetUsers([3])(data)
+    with pytest.raises(ValueError, match=r"would not reach.*\['user'\].index"):
+        EdgeDrop()(trained, marked)
+    result = EdgeDrop()(trained, marked, DropForgotten(keep=['user.index']))
+    assert result.data['user'].index == {'u3': 3}
+    assert result.data['user'].age[3] == 0
+    assert marked['user'].age[3] == 3
+
+
+def test_gradients_go(data, trained):
+    model = copy.deepcopy(trained)
+    graph = model.build_graph(data)
+    sum(x.sum() for x in model(graph)).backward()
+    result = EdgeDrop()(model, ForgetUsers([3])(data))
+    assert all(p.grad is None for p in result.model.parameters())
+    assert any(p.grad is not None for p in model.parameters())  # The caller's stay.

@@ -2,7 +2,7 @@ r"""What a report holds: one plain dictionary per section."""
 
 from __future__ import annotations
 
-import hashlib
+import hmac
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -60,6 +60,7 @@ def collect(
     audits: Mapping[str, Any],
     k: int,
     seed: int,
+    key: bytes | None,
     show_ids: bool,
 ) -> dict[str, Any]:
     r"""Returns all sections of a report that are measured, and what failed.
@@ -72,6 +73,7 @@ def collect(
         audits (dict): Results of audits, as for :meth:`build_report`.
         k (int): Length of the lists.
         seed (int): Seed of samples.
+        key (bytes, optional): Secret of pseudonyms and of the request's hash.
         show_ids (bool): Whether to print ids instead of pseudonyms.
     """
     failures: list[dict[str, str]] = []
@@ -90,7 +92,7 @@ def collect(
         scores = partial(_scores, comparison, k, seed)
         exposure = partial(_exposure, comparison, table, k)
         sections |= {
-            'request': _request(result, comparison.data, show_ids),
+            'request': _request(result, comparison.data, key, show_ids),
             'scores': _attempt('scores', scores, failures),
             'exposure': _attempt('exposure', exposure, failures),
         }
@@ -104,19 +106,41 @@ def collect(
     }
 
 
-def request_hash(data: HeteroData) -> str:
-    r"""Returns the SHA-256 of a request, the same whatever the order of the edges.
+def request_hash(data: HeteroData, key: bytes) -> str:
+    r"""Returns what identifies a request for whoever has the key, the same whatever the
+    order of its ids and of the edges: the HMAC-SHA256 of the level, a line feed, and
+    then of the named users, the named items and all deleted or named pairs their
+    number and themselves, sorted, as little-endian int64.
+
+    Without a key, whoever tries all pairs would find the one behind a hash.
 
     Args:
         data (HeteroData): The data with the request still marked.
+        key (bytes): A secret of at least 16 bytes, e.g. of
+            :func:`secrets.token_bytes`.
+
+    Raises:
+        TypeError, ValueError: If the key is no bytes or too short.
 
     Example:
-        >>> len(request_hash(ForgetUsers([3])(data)))
+        >>> len(request_hash(ForgetUsers([3])(data), key=bytes(32)))
         64
     """
-    pairs = schema.forgotten_edge_index(data).cpu().unique(dim=1)  # Sorts.
-    text = f'{Request.of(data).level}\n'.encode()
-    return hashlib.sha256(text + pairs.t().numpy().astype('<i8').tobytes()).hexdigest()
+    if not isinstance(key, bytes):
+        raise TypeError(f"'key' must be bytes (got {type(key).__name__})")
+    if len(key) < 16:
+        raise ValueError(
+            f"'key' must have at least 16 bytes (got {len(key)}). Draw one with "
+            f'secrets.token_bytes(32) and keep it secret.'
+        )
+    request = Request.of(data)
+    digest = hmac.new(key, f'{request.level}\n'.encode(), 'sha256')
+    pairs = torch.cat([request.pairs, request.named.to(request.pairs.device)], dim=1)
+    for ids in (request.users.view(1, -1), request.items.view(1, -1), pairs):
+        rows = ids.cpu().unique(dim=1).t()  # Sorts.
+        digest.update(len(rows).to_bytes(8, 'little'))
+        digest.update(rows.contiguous().numpy().astype('<i8').tobytes())
+    return digest.hexdigest()
 
 
 def _method(result: UnlearnResult) -> dict[str, Any]:
@@ -132,35 +156,46 @@ def _method(result: UnlearnResult) -> dict[str, Any]:
     }
 
 
-def _request(result: UnlearnResult, data: HeteroData, show_ids: bool) -> dict[str, Any]:
+def _request(
+    result: UnlearnResult, data: HeteroData, key: bytes | None, show_ids: bool
+) -> dict[str, Any]:
     pairs = schema.forgotten_edge_index(data).cpu()
     size = schema.num_items(data)
     left = schema.pair_codes(schema.retained_edge_index(result.data).cpu(), size)
-    digest = request_hash(data)
+    if show_ids:
+        ids = 'shown'
+    else:
+        ids = 'numbered' if key is None else 'hashed'
     return {
-        'hash': digest,
+        'hash': None if key is None else request_hash(data, key),
         'level': Request.of(data).level,
         'num_interactions': pairs.size(1),
         'num_users': pairs[0].unique().numel(),
         'num_items': pairs[1].unique().numel(),
         'share': pairs.size(1) / data[schema.EDGE_TYPE].edge_index.size(1),
         'remaining': int(torch.isin(schema.pair_codes(pairs, size), left).sum()),
-        'ids': 'shown' if show_ids else 'hashed',
-        'subjects': _subjects(data, digest, show_ids),
+        'num_held_out': sum(
+            number for split, number in result.dropped.items() if split != 'train'
+        ),
+        'ids': ids,
+        'subjects': _subjects(data, key, show_ids),
     }
 
 
 def _subjects(
-    data: HeteroData, digest: str, show_ids: bool
+    data: HeteroData, key: bytes | None, show_ids: bool
 ) -> list[dict[str, str | int]]:
     r"""Returns whom and what the request names, the pairs only where it names pairs."""
+    numbers: dict[tuple[str, int], int] = {}
 
     def name(kind: str, index: int) -> str | int:
         if show_ids:
             raw = data[kind].get('raw_id')
             return index if raw is None else str(raw[index])
-        text = f'{digest}:{kind}:{index}'
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        if key is None:
+            return f'#{numbers.setdefault((kind, index), len(numbers) + 1)}'
+        text = f'{kind}:{index}'
+        return hmac.new(key, text.encode(), 'sha256').hexdigest()[:12]
 
     request = Request.of(data)
     out: list[dict[str, str | int]] = []

@@ -22,7 +22,7 @@ from .table import save_json, versions
 from .verdict import check_tolerance, judge
 
 #: Version of the layout of the JSON file.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 def build_report(
@@ -36,6 +36,7 @@ def build_report(
     tolerance: Mapping[str, float] | None = None,
     k: int = 20,
     seed: int = 0,
+    key: bytes | None = None,
     show_ids: bool = False,
     title: str = 'Unlearning report',
 ) -> dict[str, Any]:
@@ -50,14 +51,16 @@ def build_report(
     ====================  ==========================================================
     key                   what
     ====================  ==========================================================
-    ``schema_version``    2; rises when a key changes its meaning or goes
+    ``schema_version``    3; rises when a key changes its meaning or goes
     ``title``, ``k``      heading; length of all lists
     ``created``           UTC time, ISO 8601
     ``request``           ``hash``, ``level``, ``num_interactions``, ``num_users``,
                           ``num_items``, ``share`` of the training data,
                           ``remaining`` forgotten interactions in ``result.data``,
-                          ``ids`` (``'hashed'`` or ``'shown'``), and ``subjects``, a
-                          list of ``{'user': id}``, ``{'item': id}`` or both
+                          ``num_held_out`` pairs that were deleted besides, ``ids``
+                          (``'numbered'``, ``'hashed'`` or ``'shown'``), and
+                          ``subjects``, a list of ``{'user': id}``,
+                          ``{'item': id}`` or both
     ``method``            ``name``, ``model``, ``exact``, ``num_epochs``,
                           ``seconds``, ``peak_memory`` (bytes), ``settings``
     ``verdict``           ``status`` (``'within'``, ``'outside'`` or ``'unknown'``),
@@ -86,10 +89,9 @@ def build_report(
     ``failures``          list of ``where`` and ``reason``
     ====================  ==========================================================
 
-    The request's hash is the SHA-256 of the level, a line feed, and the sorted
-    (user, item) pairs as little-endian int64. Ids are shown as the first twelve hex
-    digits of the SHA-256 of hash, kind and id: pseudonyms, which whoever knows the ids
-    can recompute.
+    Users and items are numbered. With a :obj:`key` they have pseudonyms, which only its
+    owner can recompute: the first twelve hex digits of the HMAC-SHA256 of kind, colon
+    and id. ``hash`` is the result of :func:`request_hash`, without a key :obj:`None`.
 
     Args:
         result (UnlearnResult): What the unlearner returned.
@@ -119,8 +121,11 @@ def build_report(
             'retain': 0.05, 'membership': 0.05, 'completion': 0.05}`)
         k (int, optional): Length of the lists. (default: :obj:`20`)
         seed (int, optional): Seed of samples. (default: :obj:`0`)
-        show_ids (bool, optional): Whether to print ids instead of pseudonyms, the
-            caller's own where :obj:`data` keeps them. (default: :obj:`False`)
+        key (bytes, optional): A secret of at least 16 bytes, for pseudonyms that are
+            the same in all reports, and the hash of the request.
+            (default: :obj:`None`)
+        show_ids (bool, optional): Whether to print ids instead, the caller's own where
+            :obj:`data` keeps them. (default: :obj:`False`)
         title (str, optional): Heading. (default: :obj:`'Unlearning report'`)
 
     Raises:
@@ -148,7 +153,7 @@ def build_report(
         'title': title,
         'created': datetime.now(timezone.utc).isoformat(timespec='seconds'),
         'k': k,
-        **collect(result, models, data, audits or {}, k, seed, show_ids),
+        **collect(result, models, data, audits or {}, k, seed, key, show_ids),
         'settings': dict(settings or {}),
         'versions': versions(),
     }

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
@@ -13,7 +14,10 @@ def snapshot(data: HeteroData) -> dict[str, Any]:
     flat = {}
     for key, store in data.to_dict().items():
         for name, value in store.items():
-            flat[f'{key}/{name}'] = copy.deepcopy(value)
+            # Not every layout of a tensor can be copied deeply.
+            is_tensor = isinstance(value, Tensor)
+            own = value.detach().clone() if is_tensor else copy.deepcopy(value)
+            flat[f'{key}/{name}'] = own
     return flat
 
 
@@ -25,10 +29,19 @@ def assert_same(before: dict[str, Any], after: dict[str, Any], what: str) -> Non
             f'{sorted(before.keys() ^ after.keys())}'
         )
     for name, old in before.items():
-        new = after[name]
-        if isinstance(old, Tensor):
-            same = isinstance(new, Tensor) and torch.equal(old, new)
-        else:
-            same = old == new
-        if not same:
+        if not _equal(old, after[name]):
             raise AssertionError(f"{what} must stay as it was, but '{name}' changed")
+
+
+def _equal(old: Any, new: Any) -> bool:
+    if type(old) is not type(new):
+        return False
+    if isinstance(old, Tensor):
+        if (old.layout, old.dtype) != (new.layout, new.dtype):
+            return False
+        if old.layout != torch.strided:
+            old, new = old.to_dense(), new.to_dense()
+        return torch.equal(old, new)
+    if isinstance(old, np.ndarray):
+        return np.array_equal(old, new)
+    return bool(old.equals(new) if hasattr(old, 'equals') else old == new)

@@ -183,7 +183,9 @@ def _zeroed(x: Tensor, mask: Tensor) -> Tensor:
         coo = x.detach().to_sparse_coo().coalesce()
         kept = ~mask.to(x.device)[coo.indices()[0]]
         values = coo.values()[kept]
-        out = torch.sparse_coo_tensor(coo.indices()[:, kept], values, x.shape)
+        out = torch.sparse_coo_tensor(
+            coo.indices()[:, kept], values, x.shape, check_invariants=False
+        )
         return out.coalesce().to_sparse(layout=x.layout)
     out = x.detach().clone()
     out[mask.to(x.device)] = 0

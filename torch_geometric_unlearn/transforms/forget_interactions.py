@@ -20,8 +20,8 @@ class ForgetInteractions(BaseTransform):
     r"""Marks single interactions as to be forgotten, the interaction-level request
     (functional name: :obj:`forget_interactions`).
 
-    Sets :obj:`forget_mask` on the training interactions, :obj:`data.forget_interactions`
-    and :obj:`data.forget_level`. Nothing is deleted yet; see :class:`DropForgotten`.
+    Sets :obj:`forget_mask` on the interactions, :obj:`data.forget_interactions` and
+    :obj:`data.forget_level`. Nothing is deleted yet; see :class:`DropForgotten`.
     Requests combine, and a pair named twice counts once. A pair that is held out for
     validation, test or control is deleted from there; the model was not trained on it,
     so there is nothing to unlearn.
@@ -118,9 +118,9 @@ def _check_known(pairs: Tensor, found: Tensor) -> None:
     missing = set(map(tuple, pairs.t().tolist())) - set(map(tuple, found.t().tolist()))
     user, item = min(missing)
     raise ValueError(
-        f'{unknown} of {pairs.size(1)} requested pairs are no interactions of the data, '
-        f'neither for training nor held out (first: user {user}, item {item}). They may '
-        f'have been deleted already. Take them out of the request.'
+        f'{unknown} of {pairs.size(1)} requested pairs are no interactions of the '
+        f'data, neither for training nor held out (first: user {user}, item {item}). '
+        f'They may have been deleted already. Take them out of the request.'
     )
 
 

@@ -14,7 +14,8 @@ class EdgeDrop(Unlearner):
     known for general graphs from the `"Unlink to Unlearn: Simplifying Edge Unlearning
     in GNNs" <https://arxiv.org/abs/2402.10695>`_ paper.
 
-    A method that doesn't beat it has shown nothing.
+    A method that doesn't beat it has shown nothing: the rows of deleted users and items
+    are all still there.
 
     Example:
         >>> result = EdgeDrop()(model, ForgetUsers([3])(data))

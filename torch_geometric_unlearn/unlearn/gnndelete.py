@@ -40,6 +40,11 @@ class GNNDelete(Unlearner):
     :class:`~torch_geometric_unlearn.nn.models.DeletionOperators` model, so this changes
     the architecture.
 
+    The frozen model, and with it every original row of the deleted users and items, is
+    part of the result and of its :obj:`state_dict`: whoever has the file has what was
+    known of them. :class:`~torch_geometric_unlearn.unlearn.PartialRetrain` and
+    :class:`~torch_geometric_unlearn.unlearn.RowReset` leave none of these rows.
+
     Every operator has an optimiser of its own. Ours: where the operators sit, their
     start from the identity, epochs that train them one after the other on constant
     input (since the model is frozen, this saves all propagation but one), and the
