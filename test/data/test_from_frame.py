@@ -14,6 +14,7 @@ from torch_geometric_unlearn.data import (
     to_frame,
 )
 from torch_geometric_unlearn.datasets import SyntheticMultimodal
+from torch_geometric_unlearn.transforms import DropForgotten, ForgetUsers
 
 pd = pytest.importorskip('pandas')
 
@@ -425,3 +426,48 @@ def test_missing_packages_are_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, 'pandas', None)
     with pytest.raises(ImportError, match=r"needs 'pandas'.*Install it with 'pip ins"):
         from_frame(df)
+
+
+def test_later_tables_keep_ids():
+    first = from_frame(make_frame(), item_features={'text': FEATURES})
+    rows = pd.DataFrame({'user': ['zoe', 'bob', 'zoe'], 'item': ['cup', 'mug', 'pen']})
+    both = pd.concat([rows, to_frame(first)[['user', 'item']].astype(object)])
+    data = from_frame(both, item_features={'text': {'mug': [4.0]}}, like=first)
+    for kind, new in (('user', 'zoe'), ('item', 'mug')):
+        assert data[kind].raw_id == [*first[kind].raw_id, new]
+        assert data[kind].num_nodes == first[kind].num_nodes + 1
+    expected = [FEATURES.get(raw, [4.0]) for raw in data['item'].raw_id]
+    assert data['item'].x_text.tolist() == expected
+    names = [data['user'].raw_id, data['item'].raw_id]
+    pairs = data[schema.EDGE_TYPE].edge_index.t().tolist()
+    found = {(names[0][u], names[1][i]) for u, i in pairs}
+    assert found == set(zip(both.user, both.item))
+    texts = {'text': {'mug': [4.0], 'pen': [9.0]}}
+    updated = from_frame(both, item_features=texts, like=first)
+    assert updated['item'].x_text[first['item'].raw_id.index('pen')] == 9
+
+
+def test_later_tables_leave_erased_ids_alone():
+    first = from_frame(make_frame())
+    marked = ForgetUsers(raw_users=['ann'])(first)
+    left = DropForgotten()(marked)
+    slot = first['user'].raw_id.index('ann')
+    again = from_frame(make_frame(), like=left)  # She is back.
+    assert again['user'].raw_id[slot] == left['user'].raw_id[slot]
+    assert again['user'].raw_id.index('ann') == first['user'].num_nodes
+    assert slot not in again[schema.EDGE_TYPE].edge_index[0]
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'match'),
+    [
+        ({}, 'must cover every item, but 1 of 4 lack'),
+        ({'item_features': {'text': {'mug': [1.0, 2.0]}}}, 'the 1 channels of'),
+        ({'user': 'number'}, r"types in 'like', \['str'\] \(got \['int'\]\)"),
+    ],
+)
+def test_later_tables_refuse(kwargs, match):
+    first = from_frame(make_frame(), item_features={'text': FEATURES})
+    rows = pd.DataFrame({'user': ['ann'], 'item': ['mug'], 'number': [7]})
+    with pytest.raises(ValueError, match=match):
+        from_frame(rows, like=first, **kwargs)

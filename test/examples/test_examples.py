@@ -51,6 +51,23 @@ def test_custom_data(tmp_path):  # In a process of its own, as a user would.
     assert 'forgotten' in out.stdout
 
 
+def test_week_in_a_shop(run):
+    out = run('week_in_a_shop.py', '--size', 'tiny', '--epochs', '2')
+    header, _, *lines = out.splitlines()
+    assert [line.split()[0] for line in lines][:5] == [
+        'Monday',
+        'Tuesday',
+        'Wednesday',
+        'Thursday',
+        'Friday',
+    ]
+    users = [int(line.split()[1]) for line in lines[:5]]
+    assert users == sorted(users)
+    assert users[0] < users[4] == 100
+    assert sum('forgot' in line for line in lines) == 2
+    assert lines[5].startswith('from scratch')
+
+
 def test_custom_recommender(run):
     header, _, *lines = run('custom_recommender.py').splitlines()
     columns = header.split()

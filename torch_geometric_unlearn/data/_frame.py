@@ -108,6 +108,45 @@ def assign_ids(column: pd.Series, name: str) -> tuple[np.ndarray, list[Any]]:
     return codes.astype(np.int64), ids.tolist()
 
 
+def continue_ids(
+    code: np.ndarray, ids: list[Any], known: list[Any], name: str
+) -> tuple[np.ndarray, list[Any]]:
+    r"""Returns the same as :meth:`assign_ids` with the known ids first."""
+    got, old = ({type(raw).__name__ for raw in part} for part in (ids, known))
+    if not got & old:
+        raise ValueError(
+            f"Column '{name}' must hold ids of the types in 'like', {sorted(old)} (got "
+            f"{sorted(got)}): 7 is not '7', so all would count as new. Convert it."
+        )
+    out = extend(known, ids)
+    internal = {raw: i for i, raw in enumerate(out)}
+    return np.array([internal[raw] for raw in ids], dtype=np.int64)[code], out
+
+
+def with_known_features(
+    tables: Mapping[str, tuple[list[Any], np.ndarray]],
+    known: list[Any],
+    features: Mapping[str, Tensor],
+) -> dict[str, tuple[list[Any], np.ndarray]]:
+    r"""Returns ids and feature rows by modality, with those of known items that
+    :obj:`tables` lacks.
+    """
+    out = dict(tables)
+    for name, old in features.items():
+        x = old.cpu().numpy()
+        ids, rows = tables.get(name, ([], x[:0]))
+        if rows.shape[1] != x.shape[1]:
+            raise ValueError(
+                f"item_features['{name}'] must have the {x.shape[1]} channels of "
+                f"'like' (got {rows.shape[1]})"
+            )
+        named = set(ids)
+        absent = [i for i, raw in enumerate(known) if raw not in named]
+        ids = [*ids, *(known[i] for i in absent)]
+        out[name] = ids, np.concatenate([rows, x[absent]])
+    return out
+
+
 def extend(ids: list[Any], *more: list[Any]) -> list[Any]:
     return list(dict.fromkeys([raw for part in (ids, *more) for raw in part]))
 

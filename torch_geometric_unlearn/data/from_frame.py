@@ -18,6 +18,7 @@ from torch_geometric_unlearn.data._frame import (
     assign_ids,
     check_columns,
     check_ids,
+    continue_ids,
     extend,
     import_pandas,
     is_datetime,
@@ -28,6 +29,7 @@ from torch_geometric_unlearn.data._frame import (
     some,
     to_list,
     unique_pairs,
+    with_known_features,
 )
 from torch_geometric_unlearn.utils.check import check_choice
 from torch_geometric_unlearn.utils.optional import import_optional
@@ -49,6 +51,7 @@ def from_frame(
     item_features: Mapping[str, ItemFeatures] | None = None,
     duplicates: str = 'error',
     missing: str = 'error',
+    like: HeteroData | None = None,
 ) -> HeteroData:
     r"""Builds a data object from a table with one interaction per row.
 
@@ -94,6 +97,11 @@ def from_frame(
         missing (str, optional): What to do with items that a modality lacks:
             :obj:`'error'`, or fill in :obj:`'zero'` or the :obj:`'mean'` of the
             others. (default: :obj:`'error'`)
+        like (HeteroData, optional): Earlier data, whose users and items keep their
+            internal ids, also without a row; new ones follow. What :obj:`item_features`
+            lacks of their features is taken from there. See
+            :meth:`~torch_geometric_unlearn.nn.models.grow.grow` for the model.
+            (default: :obj:`None`)
 
     Shapes:
         - **interactions:** :obj:`edge_index` :math:`(2, E)`, :obj:`time` :math:`(E)`
@@ -104,7 +112,8 @@ def from_frame(
         ImportError: If :obj:`pandas` is not installed.
         TypeError: If an argument or a column has the wrong type.
         ValueError: If a column is absent, an id is missing, a pair occurs twice, an
-            item lacks features, or a value is not finite.
+            item lacks features, a value is not finite, or :obj:`like` has ids of
+            another type.
 
     Example:
         >>> import pandas as pd
@@ -129,6 +138,12 @@ def from_frame(
     }
     user_code, user_ids = assign_ids(df[user], user)
     item_code, item_ids = assign_ids(df[item], item)
+    if like is not None:
+        schema.validate(like)
+        known = [_raw_ids(like, kind) for kind in (schema.USER, schema.ITEM)]
+        user_code, user_ids = continue_ids(user_code, user_ids, known[0], user)
+        item_code, item_ids = continue_ids(item_code, item_ids, known[1], item)
+        tables = with_known_features(tables, known[1], schema.features(like))
     user_ids = extend(user_ids, [] if users is None else check_ids(users, 'users'))
     item_ids = extend(item_ids, catalogue or [], *(ids for ids, _ in tables.values()))
 

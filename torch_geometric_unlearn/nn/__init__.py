@@ -13,6 +13,7 @@ from .models import (
     ShardEnsemble,
     Table,
     Triplets,
+    grow,
 )
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     'ShardEnsemble',
     'Table',
     'Triplets',
+    'grow',
 ]

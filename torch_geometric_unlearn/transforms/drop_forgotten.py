@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,8 +93,8 @@ def drop_forgotten(
     if schema.REV_EDGE_TYPE in data.edge_types:
         reverse = data[schema.REV_EDGE_TYPE]
         codes = schema.pair_codes(reverse.edge_index.flip(0), num_items)
-        gone = torch.isin(codes, schema.pair_codes(request.pairs, num_items))
-        keep_edges(reverse, ~gone)
+        deleted = schema.pair_codes(request.pairs, num_items)
+        keep_edges(reverse, ~torch.isin(codes, deleted))
     keep_edges(edges, ~edges.forget_mask)
     store = data._global_store
     for key in [key for key in store if key.endswith('_edge_label_index')]:
@@ -109,6 +110,6 @@ def drop_forgotten(
     return out
 
 
-def _is_per_pair(value: object, kept: Tensor) -> bool:
+def _is_per_pair(value: Any, kept: Tensor) -> bool:
     is_list = hasattr(value, '__len__') and not isinstance(value, str)
     return is_list and len(value) == kept.numel()

@@ -25,6 +25,7 @@ from torch_geometric_unlearn.nn.models.shard_ensemble import (
 from torch_geometric_unlearn.ops import SparseOperator, spmm
 from torch_geometric_unlearn.train import fit
 from torch_geometric_unlearn.train.checkpoint import tensor_digest
+from torch_geometric_unlearn.transforms import DropForgotten
 from torch_geometric_unlearn.utils.check import check_choice, check_int
 from torch_geometric_unlearn.utils.mode import copy_modes
 from torch_geometric_unlearn.utils.resources import ResourceMeter
@@ -216,13 +217,20 @@ class UltraRE(Unlearner):
             )
         return True, ''
 
-    def __call__(self, model: RecommenderLike, data: HeteroData) -> UnlearnResult:
+    def __call__(
+        self,
+        model: RecommenderLike,
+        data: HeteroData,
+        drop: DropForgotten | None = None,
+    ) -> UnlearnResult:
         r"""Returns the ensemble after the request.
 
         Args:
             model (torch.nn.Module): The prepared ensemble, or that of an earlier
                 request; or the original model, for which an ensemble is prepared.
             data (HeteroData): The data with a request.
+            drop (DropForgotten, optional): The deletion from the data, if something is
+                to be kept or erased otherwise than by default. (default: :obj:`None`)
 
         Raises:
             ValueError: If the method does not support the model or the request.
@@ -240,7 +248,7 @@ class UltraRE(Unlearner):
                 self._prepare(data, model, key)
             assert self.ensemble is not None
             model = self.ensemble
-        result = super().__call__(model, data)
+        result = super().__call__(model, data, drop)
         copy_modes(asked, result.model)
         return result
 

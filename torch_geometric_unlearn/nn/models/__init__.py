@@ -5,6 +5,7 @@ from .base import Recommender, RecommenderLike, RowBranch, Table, Triplets
 from .certified_head import CertifiedHead
 from .deletion_operators import DeletionOperators
 from .embedding_table import EmbeddingTable
+from .grow import grow
 from .light_gcn import LightGCN, LightGCNGraph
 from .mgcn import MGCN, MGCNGraph
 from .mig_gt import MIGGT, MIGGTGraph
@@ -33,4 +34,5 @@ __all__ = [
     'Table',
     'TableRows',
     'Triplets',
+    'grow',
 ]
