@@ -94,7 +94,7 @@ def relearn_time(
     check_int(batch_size, 'batch_size', 1)
     if not isinstance(original, (torch.nn.Module, Served)):
         original = check_float(original, 'original', 0.0, 1.0)
-    schema.validate(data)
+    data = schema.validate(data)
     forgotten = schema.forgotten_edge_index(data).cpu()
     num_shown = max(1, round(ratio * forgotten.size(1)))
     if forgotten.size(1) <= num_shown:

@@ -220,7 +220,7 @@ def to_frame(data: HeteroData) -> pd.DataFrame:
         TypeError, ValueError: If :obj:`data` breaks the data contract.
     """
     pd = import_pandas()
-    schema.validate(data)
+    data = schema.validate(data)
     store = data[schema.EDGE_TYPE]
     parts = [store.edge_index]
     parts += [schema.held_out(data, split) for split in schema.SPLITS]

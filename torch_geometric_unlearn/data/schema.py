@@ -26,10 +26,13 @@ where                                      what
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
+from torch_geometric_unlearn.utils.plain import WRAPPERS, plain
 from torch_geometric_unlearn.utils.remember import remembered
 
 USER = 'user'
@@ -69,7 +72,8 @@ def features(data: HeteroData) -> dict[str, Tensor]:
 
 def pair_codes(edge_index: Tensor, num_items: int) -> Tensor:
     r"""Returns one int64 code :obj:`u * num_items + i` per pair, shape :obj:`[E]`."""
-    return edge_index[0] * num_items + edge_index[1]
+    user, item = plain(edge_index)
+    return user * num_items + item
 
 
 def forget_mask(data: HeteroData) -> Tensor:
@@ -84,12 +88,12 @@ def forget_mask(data: HeteroData) -> Tensor:
 
 def retained_edge_index(data: HeteroData) -> Tensor:
     r"""Returns the training pairs :obj:`[2, *]` that are not to be forgotten."""
-    return data[EDGE_TYPE].edge_index[:, ~forget_mask(data)]
+    return plain(data[EDGE_TYPE].edge_index)[:, ~forget_mask(data)]
 
 
 def forgotten_edge_index(data: HeteroData) -> Tensor:
     r"""Returns the training pairs :obj:`[2, *]` that are to be forgotten."""
-    return data[EDGE_TYPE].edge_index[:, forget_mask(data)]
+    return plain(data[EDGE_TYPE].edge_index)[:, forget_mask(data)]
 
 
 def held_out(data: HeteroData, split: str) -> Tensor:
@@ -102,8 +106,8 @@ def held_out(data: HeteroData, split: str) -> Tensor:
         raise ValueError(f"'split' must be one of {SPLITS} (got '{split}')")
     key = f'{split}_edge_label_index'
     if key in data:
-        return data[key]
-    return data[EDGE_TYPE].edge_index.new_empty((2, 0))
+        return plain(data[key])
+    return plain(data[EDGE_TYPE].edge_index).new_empty((2, 0))
 
 
 def held_out_attrs(data: HeteroData, split: str) -> list[str]:
@@ -116,7 +120,9 @@ def held_out_attrs(data: HeteroData, split: str) -> list[str]:
 
 
 def validate(data: HeteroData) -> HeteroData:
-    r"""Checks :obj:`data` against the data contract and returns it unchanged.
+    r"""Checks :obj:`data` against the data contract and returns it unchanged, or, where
+    it holds an :class:`~torch_geometric.EdgeIndex` or
+    :class:`~torch_geometric.Index`, a shallow copy with the tensors inside of them.
 
     What holds of a tensor alone is checked once, as long as it is not written to.
 
@@ -132,6 +138,7 @@ def validate(data: HeteroData) -> HeteroData:
             f"'data' must be a 'HeteroData' object (got '{type(data).__name__}'). "
             f"To build one from a table, use 'from_frame'."
         )
+    data = _with_plain_tensors(data)
     _check_sizes(data)
     for name, x in features(data).items():
         check_features(x, num_items(data), f"data['item'].x_{name}")
@@ -140,6 +147,17 @@ def validate(data: HeteroData) -> HeteroData:
     _check_reverse(data)
     _check_request(data)
     return data
+
+
+def _with_plain_tensors(data: HeteroData) -> HeteroData:
+    values = [value for store in data.stores for value in store.values()]
+    if not any(isinstance(value, WRAPPERS) for value in values):
+        return data
+    out = copy.copy(data)
+    for store in out.stores:
+        for key, value in list(store.items()):
+            store[key] = plain(value)
+    return out
 
 
 def check_features(x: Tensor, num_rows: int, name: str) -> None:

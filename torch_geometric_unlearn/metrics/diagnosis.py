@@ -61,7 +61,7 @@ def item_persistence(
         >>> out['summary']['forget']['drop']
         0.0
     """
-    schema.validate(data)
+    data = schema.validate(data)
     size = schema.num_items(data)
     popularity = data[schema.EDGE_TYPE].edge_index[1].bincount(minlength=size).cpu()
     share = deleted_share(data).cpu()

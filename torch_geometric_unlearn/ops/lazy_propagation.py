@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torch_geometric_unlearn.utils.check import check_float, check_int
+from torch_geometric_unlearn.utils.plain import plain
 
 from .sparse_operator import SparseOperator
 from .spmm import spmm
@@ -355,6 +356,7 @@ class LazyPropagation:
             is_tensor = isinstance(edge_index, Tensor)
             got = edge_index.dtype if is_tensor else type(edge_index).__name__
             raise TypeError(f"'{name}' must be an int64 tensor (got {got})")
+        edge_index = plain(edge_index)
         if edge_index.dim() != 2 or edge_index.size(0) != 2:
             raise ValueError(
                 f"'{name}' must have shape [2, E] (got {list(edge_index.shape)})"

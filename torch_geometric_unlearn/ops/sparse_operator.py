@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch_geometric.utils import degree
 
+from torch_geometric_unlearn.utils.plain import plain
+
 
 class SparseOperator:
     r"""A constant sparse matrix :math:`\mathbf{A}` that a model propagates over.
@@ -31,6 +33,7 @@ class SparseOperator:
         size: tuple[int, int],
         is_symmetric: bool = False,
     ) -> None:
+        edge_index = plain(edge_index)
         if edge_index.dim() != 2 or edge_index.size(0) != 2:
             raise ValueError(
                 f"'edge_index' must have shape [2, E] (got {list(edge_index.shape)})"

@@ -144,7 +144,7 @@ def fit(
     check_choice(negatives, 'negatives', ('rejected', 'uniform'))
     check_int(eval_every, 'eval_every', 1)
     ks = (10, 20) if metric in _METRICS else (_parse_metric(metric),)
-    schema.validate(data)
+    data = schema.validate(data)
     if checkpoint is not None and Path(checkpoint).exists() and not resume:
         raise FileExistsError(
             f"'{checkpoint}' exists. Pass resume=True to go on from it, or remove it."

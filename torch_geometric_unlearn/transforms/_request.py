@@ -13,6 +13,7 @@ from torch_geometric.transforms import BaseTransform
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.from_frame import raw_to_internal
 from torch_geometric_unlearn.utils.check import check_ratio
+from torch_geometric_unlearn.utils.ids import to_ids as ids_of
 from torch_geometric_unlearn.utils.seed import generator
 
 
@@ -63,20 +64,8 @@ def _check_not_empty(ids: Sequence[Any] | Tensor | None, name: str) -> None:
 
 def to_ids(ids: Sequence[Any] | Tensor, name: str) -> Tensor:
     r"""Returns integer ids as an int64 tensor, refusing anything else."""
-    try:
-        out = torch.as_tensor(ids)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(
-            f"'{name}' must hold integer ids (got {ids!r}). For ids of your own, "
-            f"use the argument 'raw_{name}'."
-        ) from error
-    # No uint8: a mask of that type would be read as the ids 0 and 1.
-    if out.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8):
-        raise TypeError(
-            f"'{name}' must hold integer ids (got {out.dtype}). For a mask, pass "
-            f'mask.nonzero().view(-1).'
-        )
-    return out.long()
+    way_out = f"For ids of your own, use the argument 'raw_{name}'."
+    return ids_of(ids, name, way_out)
 
 
 class ForgetNodes(BaseTransform):
@@ -98,7 +87,7 @@ class ForgetNodes(BaseTransform):
         self.ratio = None if ratio is None else float(ratio)
 
     def forward(self, data: HeteroData) -> HeteroData:
-        schema.validate(data)
+        data = schema.validate(data)
         edge_index = data[schema.EDGE_TYPE].edge_index
         endpoint = edge_index[0 if self.node_type == schema.USER else 1]
         ids = self._internal_ids(data, endpoint).to(endpoint.device)

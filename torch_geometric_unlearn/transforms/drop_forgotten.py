@@ -34,7 +34,7 @@ class DropForgotten(BaseTransform):
     """
 
     def forward(self, data: HeteroData) -> HeteroData:
-        schema.validate(data)
+        data = schema.validate(data)
         store = data[schema.EDGE_TYPE]
         if 'forget_mask' not in store:
             return data

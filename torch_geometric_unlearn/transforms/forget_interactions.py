@@ -61,7 +61,7 @@ class ForgetInteractions(BaseTransform):
         self.seed = seed
 
     def forward(self, data: HeteroData) -> HeteroData:
-        schema.validate(data)
+        data = schema.validate(data)
         edge_index = data[schema.EDGE_TYPE].edge_index
         mask = torch.zeros(
             edge_index.size(1), dtype=torch.bool, device=edge_index.device

@@ -100,7 +100,7 @@ class InjectBackdoor(BaseTransform):
         generator(seed)  # Checks the seed.
 
     def forward(self, data: HeteroData) -> HeteroData:
-        schema.validate(data)
+        data = schema.validate(data)
         self._check(data)
         gen = generator(self.seed)
         edge_index = data[schema.EDGE_TYPE].edge_index

@@ -50,7 +50,7 @@ class ItemKNNGraph(BaseTransform):
         self.modalities = modalities
 
     def forward(self, data: HeteroData) -> HeteroData:
-        schema.validate(data)
+        data = schema.validate(data)
         features = schema.features(data)
         for name in self.modalities if self.modalities is not None else features:
             if name not in features:

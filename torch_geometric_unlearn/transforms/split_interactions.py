@@ -93,7 +93,7 @@ class SplitInteractions(BaseTransform):
             )
 
     def forward(self, data: HeteroData) -> HeteroData:
-        schema.validate(data)
+        data = schema.validate(data)
         store = data[schema.EDGE_TYPE]
         if 'forget_mask' in store:
             raise ValueError(

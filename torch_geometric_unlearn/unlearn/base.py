@@ -122,7 +122,7 @@ class Unlearner(ABC):
         """
         meter = ResourceMeter(next(model.parameters()).device)
         with torch.enable_grad(), isolated_seed(self.seed), meter:
-            schema.validate(data)
+            data = schema.validate(data)
             _check_finite(model)
             ok, reason = self.supports(model, data)
             if not ok:

@@ -15,6 +15,7 @@ from ._second_order import (
     FixedTriples,
     RankingProblem,
     conjugate_gradient,
+    drawable_pairs,
     mean_curvature,
     near_nodes,
     regulariser_weight,
@@ -130,8 +131,7 @@ class InfluenceFunction(Unlearner):
         build_graph: Any = model.build_graph
         old_graph, new_graph = build_graph(without_request(data)), build_graph(retained)
 
-        pairs = data[schema.EDGE_TYPE].edge_index.to(device)
-        forgotten = schema.forget_mask(data).to(device)
+        pairs, forgotten = drawable_pairs(data, device)
         triples = FixedTriples.draw(
             pairs, pairs, schema.num_items(data), self.num_negatives, self.seed
         )

@@ -16,6 +16,7 @@ from ._second_order import (
     Product,
     RankingProblem,
     conjugate_gradient,
+    drawable_pairs,
     mean_curvature,
     near_nodes,
     regulariser_weight,
@@ -179,8 +180,7 @@ class ScaleGUN(Unlearner):
     ) -> tuple[Tensor, dict[str, Any]]:
         build_graph: Any = problem.model.build_graph
         old_graph, new_graph = build_graph(without_request(data)), build_graph(retained)
-        pairs = data[schema.EDGE_TYPE].edge_index.to(device)
-        forgotten = schema.forget_mask(data).to(device)
+        pairs, forgotten = drawable_pairs(data, device)
         num_items = schema.num_items(data)
         triples = FixedTriples.draw(
             pairs, pairs, num_items, self.num_negatives, self.seed

@@ -190,7 +190,7 @@ class UltraRE(Unlearner):
         Raises:
             ValueError: If the grouping can't be done.
         """
-        schema.validate(data)
+        data = schema.validate(data)
         if build_model is not None:
             self.build_model = build_model
         if self.grouping == 'data' and model is None:
@@ -227,7 +227,7 @@ class UltraRE(Unlearner):
         Raises:
             ValueError: If the method does not support the model or the request.
         """
-        schema.validate(data)
+        data = schema.validate(data)
         is_original, asked = not isinstance(model, ShardEnsemble), model
         # What can't be served is refused below.
         if (
@@ -447,6 +447,10 @@ class _Job:
         if self.data is None:
             return row
         user = schema.retained_edge_index(self.data)[0]
+        num_items = schema.num_items(self.data)
+        has_all = bool((user.bincount()[user] >= num_items).all())
+        if has_all and self.kwargs.get('negatives') != 'uniform':
+            return row  # Nobody has a negative to train with.
         with ResourceMeter(next(self.shard.parameters()).device) as meter:
             result = fit(self.shard, self.data, seed=self.seed, **self.kwargs)
         row |= {'num_users': user.unique().numel(), 'num_interactions': user.numel()}

@@ -169,7 +169,7 @@ class RecommenderAdapter(Recommender):
             ValueError: If model and data differ in size, or the graph holds other
                 interactions than the data.
         """
-        schema.validate(data)
+        data = schema.validate(data)
         check_sizes(data, self.num_users, self.num_items, {})
         edge_index = schema.retained_edge_index(data)
         if self._build_graph is None:

@@ -213,7 +213,7 @@ class CertifiedHead(torch.nn.Module):
     @torch.no_grad()
     def fit(self, data: HeteroData) -> CertifiedHead:
         r"""Trains all heads on the interactions that are not marked as forgotten."""
-        schema.validate(data)
+        data = schema.validate(data)
         pairs = schema.retained_edge_index(data)
         num_users, num_items = schema.num_users(data), schema.num_items(data)
         rng = generator(self.seed)
@@ -236,7 +236,7 @@ class CertifiedHead(torch.nn.Module):
         r"""Returns the exact item vectors of the interactions that are not marked as
         forgotten.
         """
-        schema.validate(data)
+        data = schema.validate(data)
         self._check_sizes(data)
         pairs = schema.retained_edge_index(data).to(self.content.device)
         prop = self._propagate(pairs, self.weight.size(0), 0.0)
@@ -267,7 +267,7 @@ class CertifiedHead(torch.nn.Module):
         Raises:
             ValueError: If the heads are not fitted, or know other interactions.
         """
-        schema.validate(data)
+        data = schema.validate(data)
         self._check_sizes(data)
         device, num_items = self.content.device, self.content.size(0)
         old_pairs = self.propagation.edge_index

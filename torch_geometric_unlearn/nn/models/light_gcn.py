@@ -95,7 +95,7 @@ class LightGCN(Recommender):
         r"""Returns a fresh model with the sizes of :obj:`data`, drawn from torch's
         global generator.
         """
-        schema.validate(data)
+        data = schema.validate(data)
         return cls(schema.num_users(data), schema.num_items(data), **kwargs)
 
     def build_graph(self, data: HeteroData) -> LightGCNGraph:
@@ -104,7 +104,7 @@ class LightGCN(Recommender):
         Raises:
             ValueError: If model and data differ in users or items.
         """
-        schema.validate(data)
+        data = schema.validate(data)
         check_sizes(data, self.num_users, self.num_items, {})
         edge_index = schema.retained_edge_index(data)
         both, _ = bipartite_operators(edge_index, self.num_users, self.num_items)

@@ -157,7 +157,7 @@ class MGCN(Recommender):
         r"""Returns a fresh model with the sizes and initial features of
         :obj:`data`, drawn from torch's global generator.
         """
-        schema.validate(data)
+        data = schema.validate(data)
         sizes = schema.num_users(data), schema.num_items(data)
         return cls(*sizes, schema.features(data), **kwargs)
 
@@ -172,7 +172,7 @@ class MGCN(Recommender):
         Raises:
             ValueError: If model and data differ in users, items or modalities.
         """
-        schema.validate(data)
+        data = schema.validate(data)
         channels = {name: self._channels(name) for name in self.modalities}
         check_sizes(data, self.num_users, self.num_items, channels)
         edge_index = schema.retained_edge_index(data)

@@ -295,7 +295,7 @@ class MIGGT(Recommender):
         r"""Returns a fresh model with the sizes of :obj:`data`, drawn from torch's
         global generator.
         """
-        schema.validate(data)
+        data = schema.validate(data)
         channels = {name: x.size(1) for name, x in schema.features(data).items()}
         return cls(schema.num_users(data), schema.num_items(data), channels, **kwargs)
 
@@ -316,7 +316,7 @@ class MIGGT(Recommender):
         Raises:
             ValueError: If model and data differ in users, items or modalities.
         """
-        schema.validate(data)
+        data = schema.validate(data)
         check_sizes(data, self.num_users, self.num_items, self.in_channels)
         weight = self.user_embedding.weight
         edge_index = schema.retained_edge_index(data)
