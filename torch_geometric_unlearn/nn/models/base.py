@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-from torch_geometric_unlearn.utils.ids import check_ids
+from torch_geometric_unlearn.utils.ids import check_ids, check_pair_ids
 from torch_geometric_unlearn.utils.mode import evaluating
-from torch_geometric_unlearn.utils.plain import plain
 from torch_geometric_unlearn.utils.topk import topk_items
 
 
@@ -275,6 +274,7 @@ class Recommender(torch.nn.Module, ABC):
         with evaluating(self):
             user_emb, item_emb = self(graph)
         users = check_ids(users, user_emb.size(0), 'users').to(user_emb.device)
-        exclude = plain(graph.edge_index if exclude is None else exclude)
-        exclude = exclude.to(user_emb.device)
+        exclude = graph.edge_index if exclude is None else exclude
+        sizes = user_emb.size(0), item_emb.size(0)
+        exclude = check_pair_ids(exclude, *sizes, 'exclude').to(user_emb.device)
         return topk_items(user_emb, item_emb, users, k, exclude, None, batch_size)
