@@ -27,6 +27,7 @@ where                                      what
 from __future__ import annotations
 
 import copy
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -241,7 +242,7 @@ def _check_sizes(data: HeteroData) -> None:
                 f'(got {data.node_types})'
             )
         size = data[node_type].get('num_nodes')
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        if not isinstance(size, Integral) or isinstance(size, bool) or size < 1:
             raise ValueError(
                 f"data['{node_type}'].num_nodes must be a positive integer "
                 f'(got {size})'

@@ -26,6 +26,7 @@ from torch_geometric.metrics import LinkPredNDCG, LinkPredRecall
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import Request
 from torch_geometric_unlearn.nn.models.served import Served
+from torch_geometric_unlearn.utils.check import check_bool
 from torch_geometric_unlearn.utils.ids import check_pair_ids
 from torch_geometric_unlearn.utils.seed import generator
 from torch_geometric_unlearn.utils.topk import PairIndex, topk_items
@@ -118,6 +119,7 @@ def evaluate_split(
     Returns:
         dict: :obj:`recall@K` and :obj:`ndcg@K` for every :obj:`K`.
     """
+    mask_validation = check_bool(mask_validation, 'mask_validation')
     user_emb, item_emb = Served.of(model, data, graph).embeddings
     exclude = schema.retained_edge_index(data)
     if mask_validation:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch_geometric.utils import degree
 
+from torch_geometric_unlearn.utils.check import check_bool
 from torch_geometric_unlearn.utils.plain import plain
 
 
@@ -43,6 +44,7 @@ class SparseOperator:
                 f"'edge_weight' must have shape [{edge_index.size(1)}] "
                 f'(got {list(edge_weight.shape)})'
             )
+        is_symmetric = check_bool(is_symmetric, 'is_symmetric')
         if is_symmetric and size[0] != size[1]:
             raise ValueError(f'A symmetric operator must be square (got size {size})')
         self.size = size

@@ -14,7 +14,7 @@ from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.from_frame import raw_to_internal
 from torch_geometric_unlearn.utils.check import check_ratio
 from torch_geometric_unlearn.utils.ids import to_ids as ids_of
-from torch_geometric_unlearn.utils.seed import generator
+from torch_geometric_unlearn.utils.seed import check_seed, generator
 
 
 def check_source(
@@ -37,7 +37,7 @@ def check_source(
     _check_not_empty(raw_ids, f'raw_{name}')
     if ratio is not None:
         check_ratio(ratio)
-    generator(seed)  # Checks the seed.
+    check_seed(seed)
 
 
 def draw(ratio: float, size: int, seed: int) -> Tensor:
@@ -83,7 +83,7 @@ class ForgetNodes(BaseTransform):
         name = f'{self.node_type}s'
         check_source(self, name, ids, raw_ids, ratio, seed)
         self.ids = None if ids is None else to_ids(ids, name).view(-1).cpu()
-        self.raw_ids, self.seed = raw_ids, seed
+        self.raw_ids, self.seed = raw_ids, int(seed)
         self.ratio = None if ratio is None else float(ratio)
 
     def forward(self, data: HeteroData) -> HeteroData:

@@ -58,7 +58,7 @@ class ForgetInteractions(BaseTransform):
         self.pairs = None if pairs is None else _to_pairs(pairs)
         self.raw_pairs = None if raw_pairs is None else _check_raw_pairs(raw_pairs)
         self.ratio = None if ratio is None else float(ratio)
-        self.seed = seed
+        self.seed = int(seed)
 
     def forward(self, data: HeteroData) -> HeteroData:
         data = schema.validate(data)

@@ -12,7 +12,7 @@ from torch_geometric.transforms import BaseTransform
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.utils.check import check_choice, check_int, check_ratio
-from torch_geometric_unlearn.utils.seed import generator
+from torch_geometric_unlearn.utils.seed import check_seed, generator
 from torch_geometric_unlearn.utils.topk import PairIndex
 
 from ._edge_attrs import edge_attrs
@@ -96,8 +96,7 @@ class InjectBackdoor(BaseTransform):
         self.num_triggers = check_int(num_triggers, 'num_triggers', 1)
         self.num_fillers = check_int(num_fillers, 'num_fillers', 0)
         self.content = content
-        self.seed = seed
-        generator(seed)  # Checks the seed.
+        self.seed = check_seed(seed)
 
     def forward(self, data: HeteroData) -> HeteroData:
         data = schema.validate(data)

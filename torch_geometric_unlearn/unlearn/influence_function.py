@@ -96,7 +96,7 @@ class InfluenceFunction(Unlearner):
         super().__init__(seed)
         self.num_negatives = check_int(num_negatives, 'num_negatives', 1)
         if weight_decay is not None:
-            check_float(weight_decay, 'weight_decay', 0.0)
+            weight_decay = check_float(weight_decay, 'weight_decay', 0.0)
         self.weight_decay = weight_decay
         self.quantile = check_float(quantile, 'quantile', 0.0, 1.0)
         self.damping = check_float(damping, 'damping', 0.0)

@@ -18,7 +18,12 @@ from torch_geometric_unlearn.nn.models.base import (
     HasFusion,
     RecommenderLike,
 )
-from torch_geometric_unlearn.utils.check import check_choice, check_float, check_int
+from torch_geometric_unlearn.utils.check import (
+    check_bool,
+    check_choice,
+    check_float,
+    check_int,
+)
 from torch_geometric_unlearn.utils.seed import generator
 
 from .iterative import IterativeUnlearner, Step, Workspace, repair
@@ -122,12 +127,12 @@ class MultiDelete(IterativeUnlearner):
         self.target_graph = check_choice(
             target_graph, 'target_graph', ('retained', 'full')
         )
-        self.normalise = normalise
-        self.score_only = score_only
+        self.normalise = check_bool(normalise, 'normalise')
+        self.score_only = check_bool(score_only, 'score_only')
         self.lr = check_float(lr, 'lr', 0.0)
         self.lr_repair = check_float(lr_repair, 'lr_repair', 0.0)
         if repair_batches is not None:
-            check_int(repair_batches, 'repair_batches', 0)
+            repair_batches = check_int(repair_batches, 'repair_batches', 0)
         self.repair_batches = repair_batches
         if repair_batches == 0:
             self._refuse_idle({'lr_repair': 'repair_batches=0'})

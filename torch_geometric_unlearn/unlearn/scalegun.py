@@ -9,7 +9,12 @@ from torch_geometric.data import HeteroData
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import without_request
 from torch_geometric_unlearn.nn.models.base import RecommenderLike
-from torch_geometric_unlearn.utils.check import check_choice, check_float, check_int
+from torch_geometric_unlearn.utils.check import (
+    check_bool,
+    check_choice,
+    check_float,
+    check_int,
+)
 
 from ._second_order import (
     FixedTriples,
@@ -116,7 +121,7 @@ class ScaleGUN(Unlearner):
         super().__init__(seed)
         self.num_negatives = check_int(num_negatives, 'num_negatives', 1)
         if weight_decay is not None:
-            check_float(weight_decay, 'weight_decay', 0.0)
+            weight_decay = check_float(weight_decay, 'weight_decay', 0.0)
         self.weight_decay = weight_decay
         self.damping = check_float(damping, 'damping', 0.0)
         self.max_iter = check_int(max_iter, 'max_iter', 1)
@@ -128,7 +133,7 @@ class ScaleGUN(Unlearner):
         self.max_change = check_float(max_change, 'max_change', 0.0)
         self.max_halvings = check_int(max_halvings, 'max_halvings', 0)
         self.noise_std = check_float(noise_std, 'noise_std', 0.0)
-        self.graph_change = graph_change
+        self.graph_change = check_bool(graph_change, 'graph_change')
         if scope in ('all_but_raw', 'all'):
             self._refuse_idle({'num_hops': f"scope='{scope}'"})
 

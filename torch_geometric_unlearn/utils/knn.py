@@ -53,7 +53,7 @@ def cosine_knn_graph(
         :obj:`[2, N * k]` with (neighbour, row), grouped by row, most similar first, and
         the similarities :obj:`[N * k]` in the data type of :obj:`x`.
     """
-    check_int(k, 'k', 1)
+    k = check_int(k, 'k', 1)
     num = x.size(0)
     k = min(k, num)
     norm = x.norm(dim=1, keepdim=True)

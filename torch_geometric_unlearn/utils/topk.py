@@ -215,7 +215,7 @@ def pair_hits(
         (torch.Tensor, torch.Tensor): Hits, bool :obj:`[n]`, and scores standardised
         over the user's row :obj:`[n]`.
     """
-    check_int(k, 'k', 1)
+    k = check_int(k, 'k', 1)
     if pairs.size(1) == 0:
         return torch.empty_like(pairs[0], dtype=torch.bool), user_emb.new_empty(0)
     index = PairIndex(known, user_emb.size(0))

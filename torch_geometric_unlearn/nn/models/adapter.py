@@ -16,7 +16,12 @@ from torch_geometric.nn import LightGCN
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.nn.functional import bpr_loss
 from torch_geometric_unlearn.transforms import DropForgotten
-from torch_geometric_unlearn.utils.check import check_choice, check_float, check_int
+from torch_geometric_unlearn.utils.check import (
+    check_bool,
+    check_choice,
+    check_float,
+    check_int,
+)
 
 from ._checks import check_sizes
 from .base import Recommender, Table, Triplets
@@ -292,6 +297,7 @@ class RecommenderAdapter(Recommender):
         out = {}
         for table in tables:
             check_choice(table.rows, 'rows', tuple(num_rows))
+            check_bool(table.is_raw, 'is_raw')
             name = names.get(id(table.parameter))
             if name is None:
                 raise ValueError(

@@ -15,7 +15,7 @@ from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.ops import LazyPropagation
 from torch_geometric_unlearn.ops.lazy_propagation import PropagationUpdate
 from torch_geometric_unlearn.utils.check import check_float, check_int
-from torch_geometric_unlearn.utils.seed import generator
+from torch_geometric_unlearn.utils.seed import check_seed, generator
 from torch_geometric_unlearn.utils.topk import PairIndex
 
 # The sigmoid is Lipschitz with 1 / 4, its derivative with 1 / (6 sqrt 3).
@@ -186,8 +186,7 @@ class CertifiedHead(torch.nn.Module):
         self.epsilon = check_float(epsilon, 'epsilon', 1e-12, 1.0)
         self.delta = check_float(delta, 'delta', 1e-12, 1.0)
         self.r_max = check_float(r_max, 'r_max', 0.0)
-        self.seed = seed
-        generator(seed)  # Checks the seed.
+        self.seed = check_seed(seed)
         self._noise = generator(
             secrets.randbits(63) if noise_seed is None else noise_seed
         )

@@ -84,9 +84,9 @@ class LightGCN(Recommender):
         self.hidden_channels = check_int(hidden_channels, 'hidden_channels', 1)
         self.num_layers = check_int(num_layers, 'num_layers', 0)
         self.weight_decay = check_float(weight_decay, 'weight_decay', 0.0)
-        self.user_embedding = Embedding(num_users, hidden_channels)
-        self.item_embedding = Embedding(num_items, hidden_channels)
-        self.conv = LayerMeanConv(num_layers)
+        self.user_embedding = Embedding(self.num_users, self.hidden_channels)
+        self.item_embedding = Embedding(self.num_items, self.hidden_channels)
+        self.conv = LayerMeanConv(self.num_layers)
         torch.nn.init.xavier_uniform_(self.user_embedding.weight)
         torch.nn.init.xavier_uniform_(self.item_embedding.weight)
 

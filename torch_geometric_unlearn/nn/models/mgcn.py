@@ -17,7 +17,7 @@ from torch_geometric_unlearn.ops.sparse_operator import (
     bipartite_operators,
     target_degree_operator,
 )
-from torch_geometric_unlearn.utils.check import check_float, check_int
+from torch_geometric_unlearn.utils.check import check_bool, check_float, check_int
 from torch_geometric_unlearn.utils.knn import feature_knn_graph
 
 from ._checks import check_modalities, check_sizes
@@ -130,10 +130,11 @@ class MGCN(Recommender):
         self.temperature = check_float(temperature, 'temperature', 1e-6)
         self.batch_size = check_int(batch_size, 'batch_size', 1)
         self.modalities = check_modalities(features, 'features', 'MGCN')
+        train_features = check_bool(train_features, 'train_features')
 
-        H = hidden_channels
-        self.user_embedding = Embedding(num_users, H)
-        self.item_embedding = Embedding(num_items, H)
+        H = self.hidden_channels
+        self.user_embedding = Embedding(self.num_users, H)
+        self.item_embedding = Embedding(self.num_items, H)
         self.features = ModuleDict()
         self.projection = ModuleDict()
         self.purifier = ModuleDict()

@@ -17,8 +17,13 @@ from torch_geometric_unlearn.nn.conv import MarkovDiffusionConv, SampledAttentio
 from torch_geometric_unlearn.nn.functional import dropout
 from torch_geometric_unlearn.ops import SparseOperator
 from torch_geometric_unlearn.ops.sparse_operator import self_loop_operator
-from torch_geometric_unlearn.utils.check import check_choice, check_float, check_int
-from torch_geometric_unlearn.utils.seed import generator
+from torch_geometric_unlearn.utils.check import (
+    check_bool,
+    check_choice,
+    check_float,
+    check_int,
+)
+from torch_geometric_unlearn.utils.seed import check_seed, generator
 
 from ._checks import check_modalities, check_sizes
 from .base import Recommender, Table, Triplets
@@ -255,17 +260,16 @@ class MIGGT(Recommender):
             for name, size in in_channels.items()
         }
         self.hidden_channels = check_int(hidden_channels, 'hidden_channels', 1)
-        check_int(encoder_channels, 'encoder_channels', 1)
+        encoder_channels = check_int(encoder_channels, 'encoder_channels', 1)
         self.num_samples = check_int(num_samples, 'num_samples', 1)
-        self.use_transformer = use_transformer
+        self.use_transformer = check_bool(use_transformer, 'use_transformer')
         self.weight_decay = check_float(weight_decay, 'weight_decay', 0.0)
         self.feature_dropout = check_float(feature_dropout, 'feature_dropout', 0, 0.99)
-        check_float(hidden_dropout, 'hidden_dropout', 0, 0.99)
+        hidden_dropout = check_float(hidden_dropout, 'hidden_dropout', 0, 0.99)
         self.user_dropout = check_float(user_dropout, 'user_dropout', 0, 0.99)
         self.item_dropout = check_float(item_dropout, 'item_dropout', 0, 0.99)
         self.out_dropout = check_float(out_dropout, 'out_dropout', 0, 0.99)
-        generator(sample_seed)  # Checks the seed.
-        self.sample_seed = sample_seed
+        self.sample_seed = check_seed(sample_seed, 'sample_seed')
         self.num_hops = _all_hops(num_hops, self.modalities)
         projected = {'image': 384} if projection_channels is None else (
             projection_channels
@@ -277,8 +281,8 @@ class MIGGT(Recommender):
                 sizes[name] = check_int(projected[name], 'projection_channels', 1)
                 matrix = torch.randn(in_channels[name], sizes[name])
                 self.register_buffer(f'projection_{name}', matrix)
-        H = hidden_channels
-        self.user_embedding = Embedding(num_users, H)
+        H = self.hidden_channels
+        self.user_embedding = Embedding(self.num_users, H)
         self.encoder = ModuleDict({
             name: FeatureEncoder(sizes[name], encoder_channels, H, hidden_dropout)
             for name in self.modalities
