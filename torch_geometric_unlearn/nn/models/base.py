@@ -177,12 +177,12 @@ class HasRowBranches(RecommenderLike, Protocol):
 
 
 def check_graph(graph: Any) -> None:
-    r"""Raises unless :obj:`graph` has the interactions that it was built from.
+    r"""Raises if :obj:`graph` is the data that it is to be built from.
 
     Raises:
-        TypeError: If it has none, as data have.
+        TypeError: If it is.
     """
-    if not hasattr(graph, 'edge_index'):
+    if isinstance(graph, HeteroData) and not hasattr(graph, 'edge_index'):
         raise TypeError(
             f"'graph' must be what the model propagates over, with the attribute "
             f"'edge_index' (got '{type(graph).__name__}'). Build it from the data: "
@@ -267,7 +267,7 @@ class Recommender(torch.nn.Module, ABC):
             :obj:`[n, k]`; item :obj:`-1` where no item is left.
 
         Raises:
-            TypeError: If :obj:`graph` is none, or ids are no integers.
+            TypeError: If :obj:`graph` is data, or ids are no integers.
             ValueError: If :obj:`k` is below 1, or an id is out of range.
         """
         check_graph(graph)

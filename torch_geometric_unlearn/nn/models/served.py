@@ -28,7 +28,7 @@ class Served:
         graph (Any): The result of :obj:`model.build_graph`.
 
     Raises:
-        TypeError: If :obj:`graph` has no :obj:`edge_index`, as data have none.
+        TypeError: If :obj:`graph` is the data that it is to be built from.
 
     Example:
         >>> served = Served.of(model, ForgetUsers([3])(data))
