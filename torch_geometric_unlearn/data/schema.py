@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import copy
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -122,8 +123,8 @@ def held_out_attrs(data: HeteroData, split: str) -> list[str]:
 
 def validate(data: HeteroData) -> HeteroData:
     r"""Checks :obj:`data` against the data contract and returns it unchanged, or, where
-    it holds an :class:`~torch_geometric.EdgeIndex` or
-    :class:`~torch_geometric.Index`, a shallow copy with the tensors inside of them.
+    it holds an :class:`~torch_geometric.EdgeIndex`, an :class:`~torch_geometric.Index`
+    or a tensor with gradients, a shallow copy with plain tensors in their place.
 
     What holds of a tensor alone is checked once, as long as it is not written to.
 
@@ -152,25 +153,39 @@ def validate(data: HeteroData) -> HeteroData:
 
 def _with_plain_tensors(data: HeteroData) -> HeteroData:
     values = [value for store in data.stores for value in store.values()]
-    if not any(isinstance(value, WRAPPERS) for value in values):
+    if not any(isinstance(x, WRAPPERS) or _has_gradient(x) for x in values):
         return data
     out = copy.copy(data)
     for store in out.stores:
         for key, value in list(store.items()):
+            if _has_gradient(value):  # The same tensor as long as it is remembered.
+                value = remembered(value).setdefault('detached', value.detach())
             store[key] = plain(value)
     return out
+
+
+def _has_gradient(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.requires_grad
 
 
 def check_features(x: Tensor, num_rows: int, name: str) -> None:
     r"""Raises unless :obj:`x` is a finite float32 matrix with :obj:`num_rows` rows.
 
     Raises:
-        TypeError: If :obj:`x` is no float32 tensor.
+        TypeError: If :obj:`x` is no dense float32 tensor.
         ValueError: If its shape is wrong, or a value is NaN or infinite.
     """
     if not isinstance(x, Tensor) or x.dtype != torch.float32:
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"'{name}' must be a float32 tensor (got {got})")
+        raise TypeError(
+            f"'{name}' must be a float32 tensor (got {got}). Convert it, e.g. with "
+            f"'x.float()'."
+        )
+    if x.layout != torch.strided:
+        raise TypeError(
+            f"'{name}' must be a dense tensor (got {x.layout}). Convert it with "
+            f"'x.to_dense()'."
+        )
     if x.dim() != 2 or x.size(1) == 0:
         raise ValueError(
             f"'{name}' must have shape [num_items, F] with F >= 1 "

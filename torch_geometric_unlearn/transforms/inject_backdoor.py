@@ -12,6 +12,7 @@ from torch_geometric.transforms import BaseTransform
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.utils.check import check_choice, check_int, check_ratio
+from torch_geometric_unlearn.utils.rows import moderate_rows, row_norms
 from torch_geometric_unlearn.utils.seed import check_seed, generator
 from torch_geometric_unlearn.utils.topk import PairIndex
 
@@ -218,7 +219,7 @@ class InjectBackdoor(BaseTransform):
         key = f'x_{self.content}'
         x = data[schema.ITEM][key].clone()
         direction = torch.randn(x.size(1), generator=gen)
-        step = 0.5 * x.norm(dim=1).mean() * (direction / direction.norm()).to(x)
+        step = 0.5 * row_norms(x).mean() * (direction / direction.norm()).to(x)
         x[items.to(x.device)] += step
         data[schema.ITEM][key] = x
 
@@ -296,6 +297,7 @@ def _draw_users(
 
 def _neighbors(x: Tensor, item: int) -> Tensor:
     r"""Returns the items with the highest cosine to :obj:`item`, itself included."""
+    x = moderate_rows(x)
     norm = x.norm(dim=1).clamp(min=torch.finfo(x.dtype).tiny)
     cosine = (x @ x[item]) / norm
     return cosine.topk(min(NUM_NEIGHBORS, x.size(0)))[1]

@@ -28,6 +28,7 @@ from torch_geometric_unlearn.train.checkpoint import tensor_digest
 from torch_geometric_unlearn.utils.check import check_choice, check_int
 from torch_geometric_unlearn.utils.mode import copy_modes
 from torch_geometric_unlearn.utils.resources import ResourceMeter
+from torch_geometric_unlearn.utils.rows import unit_rows
 from torch_geometric_unlearn.utils.seed import generator, isolated_seed
 
 from ._balanced_groups import SOLVERS, balanced_groups
@@ -489,7 +490,7 @@ def _content_vectors(data: HeteroData) -> Tensor:
     r"""Returns the mean content features of every user's retained items; zeros for a
     user without any.
     """
-    x = torch.cat([F.normalize(x) for x in schema.features(data).values()], dim=1)
+    x = torch.cat([unit_rows(x) for x in schema.features(data).values()], dim=1)
     user, item = schema.retained_edge_index(data)
     num_users = schema.num_users(data)
     share = 1 / user.bincount(minlength=num_users).to(x.dtype)

@@ -375,6 +375,8 @@ class CertifiedHead(torch.nn.Module):
         parts = []
         for x in features.values():
             x = x.double().cpu()
+            peak = float(x.abs().max())
+            x = x / peak if 0 < peak < 1e-6 else x  # Well above the floor below.
             x = (x - x.mean(dim=0)) / x.std(dim=0, correction=0).clamp(min=1e-12)
             parts.append(_scaled(x))
         out = torch.cat(parts, dim=1)

@@ -23,6 +23,7 @@ from torch_geometric_unlearn.utils.check import (
     check_float,
     check_int,
 )
+from torch_geometric_unlearn.utils.rows import moderate_rows
 from torch_geometric_unlearn.utils.seed import check_seed, generator
 
 from ._checks import check_modalities, check_sizes
@@ -328,7 +329,7 @@ class MIGGT(Recommender):
         for name in self.modalities:
             x = data[schema.ITEM][f'x_{name}'].to(weight)
             if f'projection_{name}' in self._buffers:
-                x = x @ self.get_buffer(f'projection_{name}')
+                x = moderate_rows(x) @ self.get_buffer(f'projection_{name}')
                 x = x / (x.norm(dim=1, keepdim=True) + 1e-8)
             features[name] = x
         rng = generator(self.sample_seed)
