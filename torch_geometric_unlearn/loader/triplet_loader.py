@@ -60,8 +60,8 @@ class TripletLoader:
             raise ValueError("'edge_index' holds no pair to draw batches from")
         self.num_items = check_int(num_items, 'num_items', 1)
         self.batch_size = check_int(batch_size, 'batch_size', 1)
-        #: The pairs that are drawn, int64 :obj:`[2, E]`.
-        self.edge_index = edge_index.cpu()
+        #: The pairs that are drawn, a copy, int64 :obj:`[2, E]`.
+        self.edge_index = edge_index.to('cpu', copy=True)
         _check_items(self.edge_index[1], num_items, 'edge_index')
         known = self.edge_index if known is None else plain(known).cpu()
         _check_items(known[1], num_items, 'known')

@@ -11,6 +11,7 @@ from torch_geometric.data import HeteroData
 from torch_geometric.transforms import BaseTransform
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.data._frame import to_list
 from torch_geometric_unlearn.data.from_frame import raw_to_internal
 from torch_geometric_unlearn.utils.check import check_ratio
 from torch_geometric_unlearn.utils.ids import to_ids as ids_of
@@ -83,7 +84,8 @@ class ForgetNodes(BaseTransform):
         name = f'{self.node_type}s'
         check_source(self, name, ids, raw_ids, ratio, seed)
         self.ids = None if ids is None else to_ids(ids, name).view(-1).cpu()
-        self.raw_ids, self.seed = raw_ids, int(seed)
+        self.raw_ids = None if raw_ids is None else to_list(raw_ids, f'raw_{name}')
+        self.seed = int(seed)
         self.ratio = None if ratio is None else float(ratio)
 
     def forward(self, data: HeteroData) -> HeteroData:

@@ -47,7 +47,7 @@ class ItemKNNGraph(BaseTransform):
                 f"'modalities' must be a sequence of names (got the string "
                 f"'{modalities}'). For one modality, pass ['{modalities}']."
             )
-        self.modalities = modalities
+        self.modalities = None if modalities is None else tuple(modalities)
 
     def forward(self, data: HeteroData) -> HeteroData:
         data = schema.validate(data)
