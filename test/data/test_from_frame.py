@@ -1,6 +1,7 @@
 import datetime
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch_geometric.testing import withPackage
@@ -180,6 +181,99 @@ def test_round_trip_of_large_times():
     assert_same(from_frame(to_frame(data), split='split', time='time'), data)
 
 
+SECONDS = [86400, 0, 259200]  # Whole days, so that dates can tell them.
+DAYS = [datetime.date(1970, 1, 1 + s // 86400) for s in SECONDS]
+STAMPS = [datetime.datetime(1970, 1, 1 + s // 86400) for s in SECONDS]
+ZONE = datetime.timezone(datetime.timedelta(hours=2))
+
+
+@pytest.mark.parametrize(
+    ('times', 'scale', 'dtype'),
+    [
+        (np.array(SECONDS, 'uint64'), 1, None),
+        (np.array(SECONDS, 'int32'), 1, None),
+        (pd.array(SECONDS, 'UInt64'), 1, None),
+        (pd.array(SECONDS, 'Int64'), 1, None),
+        (pd.array(SECONDS, 'int64[pyarrow]'), 1, None),
+        (pd.array(SECONDS, 'uint64[pyarrow]'), 1, None),
+        (pd.array([float(s) for s in SECONDS], 'double[pyarrow]'), 1, None),
+        (pd.array(SECONDS, object), 1, None),
+        (pd.array(STAMPS, 'timestamp[ms][pyarrow]'), 1000, 'timestamp[ms][pyarrow]'),
+        (pd.array(DAYS, object), 1, 'datetime64[s]'),
+        (pd.array(DAYS, 'date32[day][pyarrow]'), 1, 'datetime64[s]'),
+        (pd.array(DAYS, 'date64[ms][pyarrow]'), 1, 'datetime64[s]'),
+        (pd.Series(STAMPS, dtype=object), None, None),
+        (pd.Series([pd.Timestamp(s) for s in STAMPS], dtype=object), None, None),
+        (
+            pd.Series([s.replace(tzinfo=ZONE) for s in STAMPS], dtype=object),
+            None,
+            None,
+        ),
+    ],
+    ids=lambda x: str(getattr(x, 'dtype', x)),
+)
+def test_times_as_shops_have_them(times, scale, dtype):
+    df = pd.DataFrame({'user': [1, 2, 1], 'item': [5, 5, 6], 'time': times})
+    before = df.copy(deep=True)
+    data = from_frame(df, time='time')
+    pd.testing.assert_frame_equal(df, before)
+    time = data[schema.EDGE_TYPE].time
+    assert time.dtype == torch.int64
+    assert (time - time[1]).argsort().tolist() == [1, 0, 2]
+    if scale is not None:
+        assert time.tolist() == [scale * s for s in SECONDS]
+        assert data.get('time_dtype') == dtype
+    else:  # The unit of what pandas makes of them.
+        expected = pd.to_datetime(pd.Series(list(times)))
+        assert pd.Series(to_frame(data)['time']).tolist() == expected.tolist()
+    assert_same(from_frame(to_frame(data), time='time'), data)
+    last = from_frame(df.assign(item=5), time='time', duplicates='last')
+    assert last[schema.EDGE_TYPE].time.tolist() == [time[1], time[2]]
+
+
+@pytest.mark.parametrize(
+    ('times', 'error', 'match'),
+    [
+        (np.array([2**63, 1], 'uint64'), ValueError, r'below 2\*\*63 .*92233720368'),
+        (pd.array([2**63, 1], 'UInt64'), ValueError, r'below 2\*\*63'),
+        (pd.array([2**63, 1], object), TypeError, 'integers or datetimes'),
+        (['2020', '2021'], TypeError, 'integers or datetimes'),
+        ([DAYS[0], 5], TypeError, 'integers or datetimes'),
+        (pd.array([1, None], 'Int64'), ValueError, r'1 are missing \(got none at'),
+    ],
+)
+def test_refuses_other_times(times, error, match):
+    df = pd.DataFrame({'user': [1, 2], 'item': [5, 5], 'time': times})
+    with pytest.raises(error, match=match):
+        from_frame(df, time='time')
+
+
+@pytest.mark.parametrize(
+    'ids',
+    [
+        np.array([7, 9, 7], 'uint32'),
+        np.array([2**63 + 1, 9, 2**63 + 1], 'uint64'),
+        pd.array([7, 9, 7], 'UInt64'),
+        pd.array([7, 9, 7], 'int64[pyarrow]'),
+        pd.array(['a', 'b', 'a'], 'string[pyarrow]'),
+        pd.Categorical(['b', 'a', 'b']),
+        pd.Series([np.int64(7), np.int32(9), 7], dtype=object),
+        pd.Series([np.str_('a'), 'b', 'a'], dtype=object),
+    ],
+    ids=lambda x: str(x.dtype),
+)
+def test_ids_as_shops_have_them(ids):
+    df = pd.DataFrame({'user': ids, 'item': [5, 5, 6]})
+    data = from_frame(df)
+    raw = data['user'].raw_id
+    assert {type(value) for value in raw} <= {int, str}
+    codes = data[schema.EDGE_TYPE].edge_index[0].tolist()
+    assert [raw[code] for code in codes] == list(df['user'])
+    assert raw_to_internal(data, 'user', df['user']).tolist() == codes
+    assert raw_to_internal(data, 'user', list(df['user'])).tolist() == codes
+    assert from_frame(to_frame(data), split='split')['user'].raw_id == raw
+
+
 def test_csv(tmp_path):
     df = make_frame()
     df['user'] = ['007', '8', '007', '9', '8']
@@ -235,6 +329,67 @@ def test_features_in_all_forms():
     for x in schema.features(data).values():
         assert x.dtype == torch.float32
         assert x.tolist() == [[5, 6], [3, 4], [1, 2]]
+
+
+X = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+LISTS = pd.Series([[1, 2], [4, 5]], ['pen', 'ink'])
+
+
+@pytest.mark.parametrize(
+    'table',
+    [
+        X.bfloat16(),
+        X.half(),
+        X.double(),
+        X.long(),
+        X.clone().requires_grad_(),
+        X.clone().requires_grad_() * 1,
+        torch.nn.Parameter(X.clone()),
+        X.to_sparse(),
+        X.to_sparse_csr(),
+        X.numpy().astype('float16'),
+        X.tolist(),
+        pd.Series(X.tolist(), ['pen', 'ink']),
+        pd.Series([X[1], X[0].numpy()], ['ink', 'pen']),
+        pd.DataFrame({'a': LISTS, 'b': [3.0, 6.0]}),
+        pd.DataFrame({'a': [[1.0], [4]], 'b': [(2, 3), (5, 6)]}, ['pen', 'ink']),
+        pd.DataFrame(X.numpy(), ['pen', 'ink']).astype('float[pyarrow]'),
+        {'ink': X[1].bfloat16().requires_grad_(), 'pen': X[0].to_sparse()},
+    ],
+)
+def test_features_as_shops_have_them(table):
+    df = pd.DataFrame({'user': ['ann', 'bob'], 'item': ['pen', 'ink']})
+    features = {'text': table}
+    data = from_frame(df, items=['pen', 'ink'], item_features=features)
+    x = data['item'].x_text
+    assert torch.equal(x, X)
+    assert not x.requires_grad
+    single = from_frame(df, item_features={'text': pd.Series([1, 2.5], df['item'])})
+    assert single['item'].x_text.tolist() == [[1.0], [2.5]]
+
+
+def test_features_are_copied():
+    df = pd.DataFrame({'user': ['ann', 'bob'], 'item': ['pen', 'ink']})
+    for table in (X.clone(), X.numpy().copy()):
+        features = {'text': table}
+        data = from_frame(df, items=['pen', 'ink'], item_features=features)
+        table[:] = 0
+        assert torch.equal(data['item'].x_text, X)
+
+
+@pytest.mark.parametrize(
+    'table',
+    [
+        X.to(torch.complex64),
+        pd.DataFrame({'a': pd.to_datetime([1, 2])}, ['pen', 'ink']),
+        pd.Series([[1, 2], [3]], ['pen', 'ink']),
+        pd.Series([[1, 2], None], ['pen', 'ink']),
+    ],
+)
+def test_refuses_what_is_no_vector(table):
+    df = pd.DataFrame({'user': ['ann', 'bob'], 'item': ['pen', 'ink']})
+    with pytest.raises(TypeError, match=r"'item_features\['text'\]' must hold"):
+        from_frame(df, items=['pen', 'ink'], item_features={'text': table})
 
 
 @pytest.mark.parametrize(('missing', 'row'), [('mean', [2, 3]), ('zero', [0, 0])])
@@ -328,7 +483,7 @@ PARTIAL = {'pen': [1.0]}
         (
             {'item_features': {'text': [[1.0], [2.0], [3.0]]}},
             ValueError,
-            "frame indexed by item id or a mapping .*pass that order as 'items'",
+            "frame or series indexed by item id .*pass that order as 'items'",
         ),
         (
             {'item_features': {'text': [[1.0]]}, 'items': ['pen', 'ink']},

@@ -327,3 +327,37 @@ def test_validate_refuses_other_objects():
     data['user'].num_nodes = 3
     with pytest.raises(ValueError, match=r"node types 'user' and 'item' \(got \['use"):
         validate(data)
+
+
+def test_gradients_of_features_stay_with_the_caller(data):
+    x = data['item'].x_image.clone().requires_grad_()
+    for features in (x, x * 1, torch.nn.Parameter(x.detach())):
+        data['item'].x_image = features
+        out = validate(data)
+        assert out['item'].x_image.data_ptr() == features.data_ptr()
+        assert not out['item'].x_image.requires_grad
+        assert data['item'].x_image is features
+        # The same tensor again, so that what is remembered of it holds.
+        assert validate(data)['item'].x_image is out['item'].x_image
+    with torch.no_grad():
+        data['item'].x_image[3, 1] = torch.nan
+    with pytest.raises(ValueError, match="x_image' must be finite"):
+        validate(data)
+
+
+@pytest.mark.parametrize(
+    ('change', 'match'),
+    [
+        (lambda x: x.half(), r"float16\). Convert it, e.g. with 'x.float\(\)'"),
+        (lambda x: x.bfloat16(), 'must be a float32 tensor'),
+        (lambda x: x.double(), 'must be a float32 tensor'),
+        (lambda x: x.long(), 'must be a float32 tensor'),
+        (lambda x: x.to_sparse(), r"must be a dense tensor .*with 'x.to_dense\(\)'"),
+        (lambda x: x.to_sparse_csr(), 'must be a dense tensor'),
+        (lambda x: x.numpy(), 'must be a float32 tensor'),
+    ],
+)
+def test_refuses_features_of_other_kinds(data, change, match):
+    data['item'].x_image = change(data['item'].x_image)
+    with pytest.raises(TypeError, match=match):
+        validate(data)

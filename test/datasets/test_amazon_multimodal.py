@@ -79,6 +79,19 @@ def test_columns_in_any_order(tmp_path, write_mmrec):
     assert data.val_edge_label_index.tolist() == [[0], [0]]
 
 
+@pytest.mark.parametrize('separator', [*'\u2028\u2029\u0085\x1c\x1e\x0b\x0c', '\r'])
+def test_separators_inside_a_text(tmp_path, write_mmrec, separator):
+    write_mmrec(
+        tmp_path / 'Baby' / 'raw',
+        'baby',
+        header='userID\titemID\tx_label\ttitle\r',
+        lines=(f'0\t0\t0\ta{separator}b\r', '0\t1\t1\tc\r', ' \r', ''),
+    )
+    data = AmazonMultimodal(tmp_path, 'Baby', modalities=())[0]
+    assert data[EDGE_TYPE].edge_index.tolist() == [[0], [0]]
+    assert data.val_edge_label_index.tolist() == [[0], [1]]
+
+
 @pytest.mark.parametrize(
     ('lines', 'match'),
     [
@@ -116,6 +129,18 @@ def test_bad_lines(tmp_path, write_mmrec, lines, match):
         (
             b'userID\titemID\tx_label\trating\n0\t0\t0\tinf\n',
             r"line 2: 'rating' must be a finite number \(got inf\)",
+        ),
+        (
+            b'userID\titemID\tx_label\trating\n0\t0\t0\t1e39\n',
+            r"line 2: 'rating' must be a finite number \(got 1e\+39\)",
+        ),
+        (
+            b'userID\titemID\tx_label\ttimestamp\n0\t0\t0\t1e30\n',
+            r"line 2: 'timestamp' must be a whole number \(got 1e\+30\)",
+        ),
+        (
+            b'userID\titemID\tx_label\trating\trating\n0\t0\t0\t1\t2\n',
+            'line 1: the header must name .* rating and timestamp at most once',
         ),
         (
             b'userID\titemID\tx_label\ttimestamp\n0\t0\t0\t1.5\n',

@@ -104,6 +104,58 @@ def test_bad_reviews(tmp_path, line, match):
         read_reviews(str(path))
 
 
+@pytest.mark.parametrize(
+    ('field', 'value', 'match'),
+    [
+        ('unixReviewTime', 'NaN', 'cannot convert float NaN'),
+        ('unixReviewTime', '-Infinity', 'cannot convert float infinity'),
+        ('unixReviewTime', '1' + 30 * '0', "'unixReviewTime' must be a whole number"),
+        ('unixReviewTime', '1e30', "'unixReviewTime' must be a whole number, not 1e"),
+        ('unixReviewTime', '1.5', "'unixReviewTime' must be a whole number, not 1.5"),
+        ('unixReviewTime', 'true', "'unixReviewTime' must be a whole number, not True"),
+        ('overall', 'NaN', "'overall' must be a finite number or null, not nan"),
+        ('overall', 'Infinity', "'overall' must be a finite number or null, not inf"),
+        ('overall', '1e39', "'overall' must be a finite number or null"),
+        ('overall', '1' + 400 * '0', 'too large to convert to float'),
+        ('overall', 'false', "'overall' must be a finite number or null"),
+        ('asin', '["b"]', 'an id must be a string or an integer'),
+        ('asin', 'NaN', 'an id must be a string or an integer, not nan'),
+        ('asin', '"b", "asin": "c"', "the key 'asin' occurs twice"),
+        ('text', 9999 * '[', 'recursion'),
+    ],
+)
+def test_reviews_that_json_lets_through(tmp_path, field, value, match):
+    fields = {'reviewerID': '"a"', 'asin': '"b"', 'unixReviewTime': '3', field: value}
+    line = ', '.join(f'"{name}": {text}' for name, text in fields.items())
+    path = tmp_path / 'reviews.json.gz'
+    path.write_bytes(gzip.compress(f'\n{{{line}}}\n'.encode()))
+    with pytest.raises(ValueError, match=rf'(?s)line 2: must be a review .*{match}'):
+        read_reviews(str(path))
+
+
+SEPARATORS = '\u2028 \u2029 \u0085 \x1c \x1d \x0b \x0c'
+
+
+def test_reviews_of_windows_and_odd_separators(tmp_path):
+    lines = [
+        json.dumps({'reviewerID': user, 'asin': 7, 'unixReviewTime': '3', 'text': text})
+        for user, text in [('a\u2028', ''), ('b', SEPARATORS)]
+    ]
+    lines[1] = lines[1].encode().decode('unicode_escape')  # Raw in the file.
+    path = tmp_path / 'reviews.json.gz'
+    content = '\ufeff' + '\r\n'.join(lines) + '\r\n\r\n \n'
+    path.write_bytes(gzip.compress(content.encode()))
+    reviews = read_reviews(str(path))
+    assert reviews.user_ids == ['a\u2028', 'b']
+    assert reviews.item_ids == ['7']
+    assert reviews.time.tolist() == [3, 3]
+
+    text = SEPARATORS.replace('\x0c', '')
+    content = f"\ufeff{{'asin': 'b', 'title': '{text}'}}\r\n\r\n"
+    path.write_bytes(gzip.compress(content.encode()))
+    assert read_sentences(str(path), ['b']) == [to_sentence({'title': text})]
+
+
 def test_empty_and_damaged(text_folder):
     path = text_folder / 'reviews_Baby_5.json.gz'
     content = path.read_bytes()

@@ -89,9 +89,13 @@ def test_one_user_falls_back_to_the_catalogue():
 
 def test_user_who_has_everything():
     edge_index = torch.tensor([[4, 4, 4, 1], [0, 1, 2, 0]])
+    # Their pairs have no negative and are left out, as long as others are left.
+    loader = TripletLoader(edge_index, num_items=3)
+    assert loader.edge_index.tolist() == [[1], [0]]
+    assert {n for _ in range(9) for n in next(iter(loader)).neg_item.tolist()} == {1, 2}
     match = r'1 users \(first: 4\) already have all 3 items'
     with pytest.raises(ValueError, match=match):
-        TripletLoader(edge_index, num_items=3)
+        TripletLoader(edge_index[:, :3], num_items=3)
     match = r'2 users \(first: 1\) already have all 1 items'
     with pytest.raises(ValueError, match=match):
         TripletLoader(edge_index, num_items=3, negative_items=torch.tensor([0]))

@@ -108,6 +108,16 @@ def test_empty_set_is_nan_with_warning():
     assert all(math.isnan(value) for value in out.values())
 
 
+def test_a_pair_that_is_listed_twice_counts_once():
+    user_emb, item_emb = torch.randn(3, 4), torch.randn(9, 4)
+    pairs = torch.tensor([[0, 0, 2], [1, 5, 3]])
+    twice = torch.cat([pairs, pairs[:, :2].flip(1)], dim=1)
+    got = ranking_metrics(user_emb, item_emb, twice, ks=(3, 9))
+    assert got == ranking_metrics(user_emb, item_emb, pairs, ks=(3, 9))
+    with pytest.raises(ValueError, match=r"'edge_label_index' must hold .*\(0, -1\)"):
+        ranking_metrics(user_emb, item_emb, torch.tensor([[0], [-1]]))
+
+
 def test_ndcg_against_sklearn():
     from sklearn.metrics import ndcg_score
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from torch_geometric_unlearn.utils.check import (
+    check_bool,
     check_choice,
     check_float,
     check_int,
@@ -53,6 +54,20 @@ def test_float():
     for value in ('1', None, False, [1.0]):
         with pytest.raises(TypeError, match=r"'lr' must be a number \(got"):
             check_float(value, 'lr', 0.0)
+
+
+@pytest.mark.parametrize('value', [True, False, np.True_, np.False_])
+def test_bool(value):
+    out = check_bool(value, 'resume')
+    assert type(out) is bool
+    assert out == value
+
+
+@pytest.mark.parametrize('value', ['no', 'False', '', 1, 0, None, 1.0, []])
+def test_no_bool(value):
+    match = r"'resume' must be True or False \(got "
+    with pytest.raises(TypeError, match=match):
+        check_bool(value, 'resume')
 
 
 def test_choice():

@@ -95,3 +95,15 @@ def test_content_neighbors():
     assert content_neighbors([x], 2).tolist() == expected
     assert content_neighbors([x, 3 * x], 2).tolist() == expected
     assert content_neighbors([x], 9).shape == (5, 4)
+
+
+@pytest.mark.parametrize('scale', [1e-25, 1e-38, 1e20, 3e37])
+def test_the_scale_of_features_does_not_matter(scale):
+    x = random_features()
+    x[5] = 0
+    expected, weight = cosine_knn_graph(x, k=5)
+    for y in (x * scale, torch.cat([x[:40] * scale, x[40:]])):
+        edge_index, similarity = cosine_knn_graph(y, k=5)
+        assert torch.equal(edge_index, expected)
+        assert torch.allclose(similarity, weight, atol=1e-5)
+        assert torch.equal(content_neighbors([y], 5), content_neighbors([x], 5))

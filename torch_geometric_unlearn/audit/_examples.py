@@ -200,11 +200,14 @@ class ExampleSampler:
         return match(members, others, key, row, self.max_examples, self.rng)
 
     def _random_pairs(self, pairs: Tensor) -> Tensor:
-        r"""Returns as many pairs of the same users (items) that nobody has made."""
+        r"""Returns as many pairs of the same users (items) that nobody has made, none
+        for those that have everything.
+        """
         known = torch.cat([self.trained, *self.held_out.values()], dim=1)
         group, size = pairs[self.row], self.sizes[1 - self.row]
         if self.row == 1:
             known = known.flip(0)
+        group = group[known[0].bincount()[group] < size]
         seed = int(torch.randint(2**31, (1,), generator=self.rng))
         loader = TripletLoader(
             known, size, negative_items=torch.arange(size), seed=seed

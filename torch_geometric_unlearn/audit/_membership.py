@@ -42,7 +42,7 @@ class MembershipAudit:
     """
 
     def __init__(self, data: HeteroData, settings: Settings) -> None:
-        schema.validate(data)
+        data = schema.validate(data)
         self.data, self.settings = data, settings
         self.neighbors = content_neighbors(schema.features(data).values())
         self.examples = ExampleSampler(data, settings)

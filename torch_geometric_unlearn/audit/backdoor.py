@@ -118,7 +118,7 @@ def backdoor(
     check_int(k, 'k', 1)
     check_int(num_users, 'num_users', 1)
     check_int(batch_size, 'batch_size', 1)
-    schema.validate(data)
+    data = schema.validate(data)
     plant = data if plant is None else plant
     target, trigger, users = _read_plant(plant, data, num_users, seed)
 

@@ -112,7 +112,7 @@ def completion(
         >>> 0.0 <= result.auc <= 1.0
         True
     """
-    schema.validate(data)
+    data = schema.validate(data)
     if not schema.forget_mask(data).any():
         raise ValueError(
             "'data' must hold a request (got no marked interaction). Mark what was "
@@ -158,7 +158,7 @@ def completion_yardstick(
     Raises:
         ValueError: If an argument is out of range.
     """
-    schema.validate(data)
+    data = schema.validate(data)
     schema.check_pairs(
         pairs, schema.num_users(data), schema.num_items(data), 'pairs'
     )

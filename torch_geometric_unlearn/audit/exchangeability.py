@@ -73,7 +73,7 @@ def exchangeability(
     """
     check_choice(split, 'split', schema.SPLITS)
     check_int(max_examples, 'max_examples', 1)
-    schema.validate(data)
+    data = schema.validate(data)
     train = data[schema.EDGE_TYPE].edge_index.cpu()
     others = schema.held_out(data, split).cpu()
     rng = generator(seed)

@@ -127,7 +127,7 @@ def likelihood_ratio(
         num_targets = 200 if level == 'user' else 2000
     check_int(num_targets, 'num_targets', 1)
     rng = generator(seed)
-    schema.validate(data)
+    data = schema.validate(data)
     if level == 'user' and Request.of(data).users.numel() == 0:
         raise ValueError(
             "'level' must be 'pair' for a request that deletes no user (got 'user')."

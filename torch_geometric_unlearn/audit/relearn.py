@@ -85,16 +85,16 @@ def relearn_time(
         >>> len(out['steps_per_subset']), out['missing']
         (3, ['retrained'])
     """
-    check_ratio(share, 'share')
-    check_ratio(ratio, 'ratio')
-    check_int(num_subsets, 'num_subsets', 1)
-    check_int(max_steps, 'max_steps', 1)
-    check_int(k, 'k', 1)
-    check_float(lr, 'lr', 1e-12)
-    check_int(batch_size, 'batch_size', 1)
+    share = check_ratio(share, 'share')
+    ratio = check_ratio(ratio, 'ratio')
+    num_subsets = check_int(num_subsets, 'num_subsets', 1)
+    max_steps = check_int(max_steps, 'max_steps', 1)
+    k = check_int(k, 'k', 1)
+    lr = check_float(lr, 'lr', 1e-12)
+    batch_size = check_int(batch_size, 'batch_size', 1)
     if not isinstance(original, (torch.nn.Module, Served)):
         original = check_float(original, 'original', 0.0, 1.0)
-    schema.validate(data)
+    data = schema.validate(data)
     forgotten = schema.forgotten_edge_index(data).cpu()
     num_shown = max(1, round(ratio * forgotten.size(1)))
     if forgotten.size(1) <= num_shown:

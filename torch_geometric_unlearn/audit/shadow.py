@@ -18,6 +18,7 @@ from torch_geometric_unlearn.nn.models.served import Served
 from torch_geometric_unlearn.train import fit
 from torch_geometric_unlearn.transforms import DropForgotten
 from torch_geometric_unlearn.utils.check import check_int
+from torch_geometric_unlearn.utils.plain import plain
 from torch_geometric_unlearn.utils.seed import generator, isolated_seed
 from torch_geometric_unlearn.utils.topk import topk_items
 
@@ -105,7 +106,7 @@ def shadow(
     check_int(num_epochs, 'num_epochs', 1)
     check_int(num_bootstrap, 'num_bootstrap', 1)
     rng = generator(seed)
-    schema.validate(data)
+    data = schema.validate(data)
     if Request.of(data).users.numel() == 0:
         raise ValueError(
             "'data' must hold a request that deletes users (got none). Mark whole "
@@ -239,13 +240,13 @@ def _only(data: HeteroData, users: Tensor) -> HeteroData:
 def _lists(served: Served, users: Tensor) -> Tensor:
     user_emb, item_emb = served.embeddings
     k = min(HISTORY_LIST_SIZE, item_emb.size(0))
-    known = served.graph.edge_index.to(user_emb.device)
+    known = plain(served.graph.edge_index).to(user_emb.device)
     return topk_items(user_emb, item_emb, users.to(user_emb.device), k, known)[0].cpu()
 
 
 def _popular(served: Served, users: Tensor) -> Tensor:
     num_items = served.embeddings[1].size(0)
-    count = served.graph.edge_index[1].cpu().bincount(minlength=num_items)
+    count = plain(served.graph.edge_index)[1].cpu().bincount(minlength=num_items)
     best = count.argsort(descending=True, stable=True)[:HISTORY_LIST_SIZE]
     return best.expand(users.numel(), -1)
 

@@ -14,8 +14,10 @@ from torch_geometric_unlearn.utils.optional import import_optional
 if TYPE_CHECKING:
     import pandas as pd
 
-# One modality: a frame indexed by item id, item id -> vector, or rows as in 'items'.
-ItemFeatures = Union['pd.DataFrame', Mapping[Any, Any], np.ndarray, Tensor]
+# One modality: a frame or series by item id, item id -> vector, or rows as in 'items'.
+ItemFeatures = Union[
+    'pd.DataFrame', 'pd.Series', Mapping[Any, Any], np.ndarray, Tensor
+]
 
 SPLITS = {'train': 0, 'val': 1, 'test': 2, 'control': 3, 0: 0, 1: 1, 2: 2, 3: 3}
 
@@ -44,7 +46,13 @@ def to_list(values: Iterable[Any], name: str) -> list[Any]:
         set(ids)
     except TypeError as error:
         raise TypeError(f"'{name}' must hold hashable ids (got {error})") from error
-    return ids
+    return _python_ids(ids)
+
+
+def _python_ids(ids: list[Any]) -> list[Any]:
+    r"""Returns NumPy's numbers and strings as the Python objects that they equal."""
+    kinds = (np.bool_, np.number, np.str_)
+    return [raw.item() if isinstance(raw, kinds) else raw for raw in ids]
 
 
 def check_ids(values: Iterable[Any], name: str) -> list[Any]:
@@ -105,7 +113,7 @@ def assign_ids(column: pd.Series, name: str) -> tuple[np.ndarray, list[Any]]:
                 f"Column '{name}' must hold hashable ids, such as strings or integers "
                 f'(got {error})'
             ) from error
-    return codes.astype(np.int64), ids.tolist()
+    return codes.astype(np.int64), _python_ids(ids.tolist())
 
 
 def continue_ids(
@@ -194,6 +202,29 @@ def is_datetime(column: pd.Series) -> bool:
     return bool(import_pandas().api.types.is_datetime64_any_dtype(column))
 
 
+def as_time(column: pd.Series) -> pd.Series:
+    r"""Returns a column of dates, or of Python's datetimes or integers as objects, in
+    pandas' own type; others as they are.
+    """
+    pd = import_pandas()
+    # Arrow's dates pass as datetimes.
+    is_date = str(column.dtype).startswith(('date32', 'date64'))
+    if column.dtype.kind != 'O' and not is_date:
+        return column
+    kind = pd.api.types.infer_dtype(column, skipna=True)
+    try:
+        if kind == 'date':
+            return column.astype(object).astype('datetime64[s]')
+        if kind in ('datetime', 'datetime64'):
+            return pd.to_datetime(column)
+        return column.astype('Int64') if kind == 'integer' else column
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TypeError(
+            f"Column '{column.name}' must hold integers or datetimes as time, all of "
+            f'one kind (got: {error}). Convert it first, e.g. with pandas.to_datetime.'
+        ) from error
+
+
 def _check_time(column: pd.Series) -> None:
     is_number = column.dtype.kind in 'iuf'
     if not is_number and not is_datetime(column):
@@ -219,7 +250,14 @@ def _train_values(column: pd.Series, train: np.ndarray) -> pd.Series:
 def read_time(column: pd.Series, train: np.ndarray) -> Tensor:
     _check_time(column)
     values = _train_values(column, train)
+    if column.dtype.kind == 'u' and (values > np.iinfo(np.int64).max).any():
+        large = values[values > np.iinfo(np.int64).max]
+        raise ValueError(
+            f"Column '{column.name}' must hold times below 2**63 (got "
+            f'{some(large.tolist())}). Use a coarser unit.'
+        )
     if column.dtype.kind == 'f':
+        values = values.astype('float64')
         # Integers beside missing values, as in CSV files: exact up to 2**53.
         bad = (values % 1 != 0) | (values.abs() > 2**53)
         if bad.any():
@@ -260,19 +298,24 @@ def read_features(
             f"'item_features' must have modality names such as 'image' as keys "
             f"(got {name!r}). They are stored as 'x_<name>'."
         )
-    if isinstance(table, pd.DataFrame):
-        ids, rows = check_ids(table.index, f'{where}.index'), table.to_numpy()
+    rows: Any
+    if isinstance(table, (pd.DataFrame, pd.Series)):
+        ids, rows = check_ids(table.index, f'{where}.index'), _read_rows(table)
     elif isinstance(table, Mapping):
-        ids, rows = check_ids(table.keys(), where), list(table.values())
+        ids, rows = check_ids(table.keys(), where), map(_to_numpy, table.values())
+        rows = list(rows)
     elif catalogue is None:
         raise ValueError(
-            f"'{where}' must be a frame indexed by item id or a mapping from item id "
-            f"to vector (got {type(table).__name__}). For rows in a known order, pass "
-            f"that order as 'items'."
+            f"'{where}' must be a frame or series indexed by item id or a mapping from "
+            f'item id to vector (got {type(table).__name__}). For rows in a known '
+            f"order, pass that order as 'items'."
         )
     else:
-        ids = catalogue
-        rows = table.detach().cpu().numpy() if isinstance(table, Tensor) else table
+        ids, rows = catalogue, _to_numpy(table)
+    if isinstance(rows, np.ndarray) and rows.dtype.kind in 'cmM':
+        raise TypeError(
+            f"'{where}' must hold real numbers (got {rows.dtype}). Convert them first."
+        )
     try:
         with np.errstate(over='ignore'):  # Refused as infinite below.
             x = np.array(rows, dtype=np.float32)
@@ -293,6 +336,25 @@ def read_features(
             f"them out and pass missing='mean' or missing='zero'."
         )
     return ids, x
+
+
+def _to_numpy(x: Any) -> Any:
+    r"""Returns a tensor of any layout and precision as an array, others as they are."""
+    if not isinstance(x, Tensor):
+        return x
+    x = x.detach().to_dense().cpu()
+    return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+
+
+def _read_rows(table: pd.DataFrame | pd.Series) -> Any:
+    r"""Returns the rows of a table whose cells hold numbers or vectors."""
+    frame = table.to_frame() if table.ndim == 1 else table
+    if all(dtype.kind != 'O' for dtype in frame.dtypes):
+        return frame.to_numpy()
+    return [
+        np.concatenate([np.ravel(_to_numpy(cell)) for cell in row])
+        for row in frame.itertuples(index=False, name=None)
+    ]
 
 
 def align_features(

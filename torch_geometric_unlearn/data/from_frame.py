@@ -15,6 +15,7 @@ from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data._frame import (
     ItemFeatures,
     align_features,
+    as_time,
     assign_ids,
     check_columns,
     check_ids,
@@ -79,17 +80,19 @@ def from_frame(
             every interaction is for training;
             :class:`~torch_geometric_unlearn.transforms.SplitInteractions` splits them.
             (default: :obj:`None`)
-        time (str, optional): Column of integers, kept in their unit, or of datetimes,
-            stored as integers since 1970 (UTC) in the unit of the column, which
-            :obj:`data.time_dtype` records. (default: :obj:`None`)
+        time (str, optional): Column of integers, kept in their unit, or of datetimes
+            or dates, stored as integers since 1970 (UTC) in the unit of the column
+            (seconds for dates), which :obj:`data.time_dtype` records.
+            (default: :obj:`None`)
         rating (str, optional): Column of numbers, stored as float32.
             (default: :obj:`None`)
         users (iterable, optional): Further known users. (default: :obj:`None`)
         items (iterable, optional): Further known items, and the meaning of the rows of
             feature arrays. (default: :obj:`None`)
-        item_features (dict, optional): By modality, a frame indexed by item id, a
-            mapping from item id to vector, or an array whose row :obj:`k` belongs to
-            :obj:`items[k]`. (default: :obj:`None`)
+        item_features (dict, optional): By modality, a frame or series indexed by item
+            id, whose cells may hold whole vectors, a mapping from item id to vector,
+            or an array or tensor of any precision whose row :obj:`k` belongs to
+            :obj:`items[k]`. Copied. (default: :obj:`None`)
         duplicates (str, optional): What to do if a pair occurs more than once:
             :obj:`'error'`, or keep the :obj:`'first'` or the :obj:`'last'`, by time if
             given (missing times count as earliest) and by row otherwise.
@@ -131,6 +134,9 @@ def from_frame(
             f"use 'from_csv' or 'from_parquet'."
         )
     check_columns(df, user=user, item=item, split=split, time=time, rating=rating)
+    if time is not None:
+        df = df.copy(deep=False)
+        df[time] = as_time(df[time])
     catalogue = None if items is None else check_ids(items, 'items')
     tables = {
         name: read_features(name, table, catalogue)
@@ -139,7 +145,7 @@ def from_frame(
     user_code, user_ids = assign_ids(df[user], user)
     item_code, item_ids = assign_ids(df[item], item)
     if like is not None:
-        schema.validate(like)
+        like = schema.validate(like)
         known = [_raw_ids(like, kind) for kind in (schema.USER, schema.ITEM)]
         user_code, user_ids = continue_ids(user_code, user_ids, known[0], user)
         item_code, item_ids = continue_ids(item_code, item_ids, known[1], item)
@@ -235,7 +241,7 @@ def to_frame(data: HeteroData) -> pd.DataFrame:
         TypeError, ValueError: If :obj:`data` breaks the data contract.
     """
     pd = import_pandas()
-    schema.validate(data)
+    data = schema.validate(data)
     store = data[schema.EDGE_TYPE]
     parts = [store.edge_index]
     parts += [schema.held_out(data, split) for split in schema.SPLITS]

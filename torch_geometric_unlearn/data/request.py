@@ -38,7 +38,8 @@ class Request:
     @classmethod
     def of(cls, data: HeteroData) -> Request:
         r"""Reads the request of :obj:`data`, which may be none: three empty tensors."""
-        none = data[schema.EDGE_TYPE].edge_index.new_empty(0)
+        deleted = schema.forgotten_edge_index(data)
+        none = deleted.new_empty(0)
         users, items, pairs = (
             data[key] if key in data else None for key in REQUEST_KEYS
         )
@@ -49,7 +50,7 @@ class Request:
             level=data.forget_level if 'forget_level' in data else by_name,
             users=none if users is None else users,
             items=none if items is None else items,
-            pairs=schema.forgotten_edge_index(data),
+            pairs=deleted,
             named=none.view(2, 0) if pairs is None else pairs,
         )
 

@@ -26,10 +26,15 @@ where                                      what
 
 from __future__ import annotations
 
+import copy
+from numbers import Integral
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
+from torch_geometric_unlearn.utils.plain import WRAPPERS, plain
 from torch_geometric_unlearn.utils.remember import remembered
 
 USER = 'user'
@@ -69,7 +74,8 @@ def features(data: HeteroData) -> dict[str, Tensor]:
 
 def pair_codes(edge_index: Tensor, num_items: int) -> Tensor:
     r"""Returns one int64 code :obj:`u * num_items + i` per pair, shape :obj:`[E]`."""
-    return edge_index[0] * num_items + edge_index[1]
+    user, item = plain(edge_index)
+    return user * num_items + item
 
 
 def forget_mask(data: HeteroData) -> Tensor:
@@ -84,12 +90,12 @@ def forget_mask(data: HeteroData) -> Tensor:
 
 def retained_edge_index(data: HeteroData) -> Tensor:
     r"""Returns the training pairs :obj:`[2, *]` that are not to be forgotten."""
-    return data[EDGE_TYPE].edge_index[:, ~forget_mask(data)]
+    return plain(data[EDGE_TYPE].edge_index)[:, ~forget_mask(data)]
 
 
 def forgotten_edge_index(data: HeteroData) -> Tensor:
     r"""Returns the training pairs :obj:`[2, *]` that are to be forgotten."""
-    return data[EDGE_TYPE].edge_index[:, forget_mask(data)]
+    return plain(data[EDGE_TYPE].edge_index)[:, forget_mask(data)]
 
 
 def held_out(data: HeteroData, split: str) -> Tensor:
@@ -102,8 +108,8 @@ def held_out(data: HeteroData, split: str) -> Tensor:
         raise ValueError(f"'split' must be one of {SPLITS} (got '{split}')")
     key = f'{split}_edge_label_index'
     if key in data:
-        return data[key]
-    return data[EDGE_TYPE].edge_index.new_empty((2, 0))
+        return plain(data[key])
+    return plain(data[EDGE_TYPE].edge_index).new_empty((2, 0))
 
 
 def held_out_attrs(data: HeteroData, split: str) -> list[str]:
@@ -116,7 +122,9 @@ def held_out_attrs(data: HeteroData, split: str) -> list[str]:
 
 
 def validate(data: HeteroData) -> HeteroData:
-    r"""Checks :obj:`data` against the data contract and returns it unchanged.
+    r"""Checks :obj:`data` against the data contract and returns it unchanged, or, where
+    it holds an :class:`~torch_geometric.EdgeIndex`, an :class:`~torch_geometric.Index`
+    or a tensor with gradients, a shallow copy with plain tensors in their place.
 
     What holds of a tensor alone is checked once, as long as it is not written to.
 
@@ -132,6 +140,7 @@ def validate(data: HeteroData) -> HeteroData:
             f"'data' must be a 'HeteroData' object (got '{type(data).__name__}'). "
             f"To build one from a table, use 'from_frame'."
         )
+    data = _with_plain_tensors(data)
     _check_sizes(data)
     for name, x in features(data).items():
         check_features(x, num_items(data), f"data['item'].x_{name}")
@@ -142,16 +151,41 @@ def validate(data: HeteroData) -> HeteroData:
     return data
 
 
+def _with_plain_tensors(data: HeteroData) -> HeteroData:
+    values = [value for store in data.stores for value in store.values()]
+    if not any(isinstance(x, WRAPPERS) or _has_gradient(x) for x in values):
+        return data
+    out = copy.copy(data)
+    for store in out.stores:
+        for key, value in list(store.items()):
+            if _has_gradient(value):  # The same tensor as long as it is remembered.
+                value = remembered(value).setdefault('detached', value.detach())
+            store[key] = plain(value)
+    return out
+
+
+def _has_gradient(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.requires_grad
+
+
 def check_features(x: Tensor, num_rows: int, name: str) -> None:
     r"""Raises unless :obj:`x` is a finite float32 matrix with :obj:`num_rows` rows.
 
     Raises:
-        TypeError: If :obj:`x` is no float32 tensor.
+        TypeError: If :obj:`x` is no dense float32 tensor.
         ValueError: If its shape is wrong, or a value is NaN or infinite.
     """
     if not isinstance(x, Tensor) or x.dtype != torch.float32:
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"'{name}' must be a float32 tensor (got {got})")
+        raise TypeError(
+            f"'{name}' must be a float32 tensor (got {got}). Convert it, e.g. with "
+            f"'x.float()'."
+        )
+    if x.layout != torch.strided:
+        raise TypeError(
+            f"'{name}' must be a dense tensor (got {x.layout}). Convert it with "
+            f"'x.to_dense()'."
+        )
     if x.dim() != 2 or x.size(1) == 0:
         raise ValueError(
             f"'{name}' must have shape [num_items, F] with F >= 1 "
@@ -223,7 +257,7 @@ def _check_sizes(data: HeteroData) -> None:
                 f'(got {data.node_types})'
             )
         size = data[node_type].get('num_nodes')
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        if not isinstance(size, Integral) or isinstance(size, bool) or size < 1:
             raise ValueError(
                 f"data['{node_type}'].num_nodes must be a positive integer "
                 f'(got {size})'

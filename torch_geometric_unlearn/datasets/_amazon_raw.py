@@ -3,10 +3,13 @@ r"""Readers of the raw files of the Amazon product data (2014) of SNAP and UCSD.
 from __future__ import annotations
 
 import ast
+import codecs
 import gzip
 import json
+import math
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +20,7 @@ IMAGE_CHANNELS = 4096
 _IMAGE_RECORD = np.dtype([('asin', 'S10'), ('x', '<f4', (IMAGE_CHANNELS,))])
 IMAGE_RECORD_BYTES = _IMAGE_RECORD.itemsize
 _IMAGE_BLOCK = 512
+_LARGEST = float(np.finfo(np.float32).max)
 _ASIN = re.compile(rb"\s*\{\s*'asin':\s*'([^'\\]+)'")
 
 
@@ -51,7 +55,8 @@ class Reviews:
 def read_reviews(path: str) -> Reviews:
     r"""Reads :obj:`reviews_<category>_5.json.gz`.
 
-    Reviews without user, item or time are dropped. If a user reviewed an item more
+    Reviews without user, item or time are dropped; a rating may be missing, but
+    neither time nor rating may be NaN or out of range. If a user reviewed an item more
     than once, the first review in the file is kept, as the data contract asks for
     unique pairs (this includes exact duplicates of user, item and time).
 
@@ -66,21 +71,29 @@ def read_reviews(path: str) -> Reviews:
     times: list[int] = []
     for number, line in _read_lines(path):
         try:
-            review = json.loads(line)
+            review = _REVIEW.decode(line.decode('utf-8'))
             user, item = review.get('reviewerID'), review.get('asin')
             time, rating = review.get('unixReviewTime'), review.get('overall')
             if any(value in (None, '') for value in (user, item, time)):
                 continue
-            time, rating = int(time), float('nan' if rating is None else rating)
-        except (ValueError, TypeError, AttributeError) as error:
+            user, item = _to_id(user), _to_id(item)
+            time = _to_time(time)
+            rating = math.nan if rating is None else _to_rating(rating)
+        except (
+            ValueError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+        ) as error:
             raise ValueError(
                 f"'{path}', line {number}: must be a review in JSON with 'reviewerID', "
                 f"'asin', 'unixReviewTime' and 'overall' (got {_start(line)}: "
                 f'{error}). The file is damaged or of another kind: download it again.'
             ) from error
         pair = (
-            users.setdefault(str(user), len(users)),
-            items.setdefault(str(item), len(items)),
+            users.setdefault(user, len(users)),
+            items.setdefault(item, len(items)),
         )
         if pair not in seen:
             seen.add(pair)
@@ -101,6 +114,39 @@ def read_reviews(path: str) -> Reviews:
         user_ids=list(users),
         item_ids=list(items),
     )
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out = dict(pairs)
+    if len(out) < len(pairs):
+        (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key '{twice}' occurs twice")
+    return out
+
+
+# Texts may hold control characters, as shops export them.
+_REVIEW = json.JSONDecoder(strict=False, object_pairs_hook=_unique_keys)
+
+
+def _to_id(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise ValueError(f'an id must be a string or an integer, not {value!r}')
+    return str(value)
+
+
+def _to_time(value: Any) -> int:
+    time = int(value)
+    whole = isinstance(value, str) or value == time
+    if isinstance(value, bool) or not whole or not -(2**63) <= time < 2**63:
+        raise ValueError(f"'unixReviewTime' must be a whole number, not {value!r}")
+    return time
+
+
+def _to_rating(value: Any) -> float:
+    rating = float(value)
+    if isinstance(value, bool) or not abs(rating) <= _LARGEST:
+        raise ValueError(f"'overall' must be a finite number or null, not {value!r}")
+    return rating
 
 
 def k_core(user: np.ndarray, item: np.ndarray, k: int = 5) -> np.ndarray:
@@ -240,6 +286,8 @@ def _read_lines(path: str) -> Iterator[tuple[int, bytes]]:
     try:
         with gzip.open(path, 'rb') as file:
             for number, line in enumerate(file, start=1):
+                if number == 1:
+                    line = line.removeprefix(codecs.BOM_UTF8)
                 if line.strip():
                     yield number, line
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:

@@ -236,7 +236,9 @@ def _read_table(path: str) -> tuple[list[str], np.ndarray]:
     with open(path, 'rb') as file:
         content = file.read()
     try:
-        lines = content.decode('utf-8-sig').splitlines()
+        # Texts may hold what 'splitlines' takes for a line break, such as U+2028.
+        text = content.decode('utf-8-sig').replace('\r\n', '\n')
+        lines = text.replace('\r', ' ').split('\n')
     except UnicodeDecodeError as error:
         number = content[: error.start].count(b'\n') + 1
         raise ValueError(
@@ -247,11 +249,13 @@ def _read_table(path: str) -> tuple[list[str], np.ndarray]:
         lines.pop()
     header = lines[0].split('\t') if lines else []
     missing = [name for name in _COLUMNS if header.count(name) != 1]
-    if missing:
+    if missing or any(header.count(name) > 1 for name in _OPTIONAL):
+        optional = ' and '.join(_OPTIONAL)
         raise ValueError(
             f"'{path}', line 1: the header must name {', '.join(_COLUMNS)} once each, "
-            f'separated by tabs (got {lines[0][:80] if lines else ""!r}). Rename the '
-            f'columns, or load the table with {"from_frame"!r}.'
+            f'and {optional} at most once, separated by tabs (got '
+            f'{lines[0][:80] if lines else ""!r}). Rename the columns, or load the '
+            f"table with 'from_frame'."
         )
     if len(lines) == 1:
         raise ValueError(
@@ -303,7 +307,9 @@ def _first_bad_line(
 def _finite(path: str, rows: np.ndarray, columns: list[str], name: str) -> np.ndarray:
     value = rows[:, columns.index(name)]
     expected = f"'{name}' must be a finite number"
-    _refuse(path, ~np.isfinite(value), expected, value, 'Correct the line.')
+    with np.errstate(over='ignore'):  # Refused as infinite.
+        bad = ~np.isfinite(value.astype(np.float32))
+    _refuse(path, bad, expected, value, 'Correct the line.')
     return value
 
 

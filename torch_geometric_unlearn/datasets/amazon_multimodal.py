@@ -37,8 +37,8 @@ from torch_geometric_unlearn.datasets._text_features import (
     encoder_name,
 )
 from torch_geometric_unlearn.transforms.split_interactions import split_per_user
-from torch_geometric_unlearn.utils.check import check_choice, check_int
-from torch_geometric_unlearn.utils.seed import generator
+from torch_geometric_unlearn.utils.check import check_bool, check_choice, check_int
+from torch_geometric_unlearn.utils.seed import check_seed
 
 
 class AmazonMultimodal(StoredDataset):
@@ -185,16 +185,17 @@ class AmazonMultimodal(StoredDataset):
             raise ValueError(
                 f"'name' must be one of {tuple(self.categories)} (got {name!r})"
             )
-        generator(seed)  # Checks the seed.
         self.name = names[name.lower()]
         self.modalities = check_modalities(modalities, ('image', 'text'))
-        self.seed = seed
+        self.seed = check_seed(seed)
         self.text_encoder = text_encoder
         self.text_encoder_name = encoder_name(text_encoder, text_encoder_name)
         self.text_channels = check_int(text_channels, 'text_channels', 1)
         self.base_url = (base_url or self.url).rstrip('/')
         self.root = osp.normpath(osp.expanduser(os.fspath(root)))
         self.source = self._find_source(source)
+        log = check_bool(log, 'log')
+        force_reload = check_bool(force_reload, 'force_reload')
         super().__init__(
             self.root, transform, pre_transform, log=log, force_reload=force_reload
         )

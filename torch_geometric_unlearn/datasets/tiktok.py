@@ -12,6 +12,7 @@ from torch_geometric_unlearn.datasets._mmrec import (
     read_mmrec,
 )
 from torch_geometric_unlearn.datasets._stored import StoredDataset
+from torch_geometric_unlearn.utils.check import check_bool
 
 
 class TikTok(StoredDataset):
@@ -79,8 +80,8 @@ class TikTok(StoredDataset):
             os.fspath(root),
             transform,
             pre_transform,
-            log=log,
-            force_reload=force_reload,
+            log=check_bool(log, 'log'),
+            force_reload=check_bool(force_reload, 'force_reload'),
         )
         self.load(self.processed_paths[0], data_cls=HeteroData)
 

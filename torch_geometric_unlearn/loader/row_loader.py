@@ -53,7 +53,7 @@ class RowLoader:
         self.batch_size = check_int(batch_size, 'batch_size', 1)
         self.loader = TripletLoader(edge_index, num_items, batch_size, seed=seed)
         self.generator = self.loader.generator
-        edge_index, items = edge_index.cpu(), items.cpu()
+        edge_index, items = self.loader.edge_index, items.cpu()
         own = torch.isin(edge_index[0], users.cpu()) | torch.isin(edge_index[1], items)
         #: The pairs of the rows, int64 :obj:`[2, n]`.
         self.edge_index = edge_index[:, own]

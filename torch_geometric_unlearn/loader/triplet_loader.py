@@ -8,6 +8,7 @@ from torch import Tensor
 from torch_geometric_unlearn.data.known_pairs import KnownPairs, draw_free
 from torch_geometric_unlearn.nn.models.base import Triplets
 from torch_geometric_unlearn.utils.check import check_int
+from torch_geometric_unlearn.utils.plain import plain
 from torch_geometric_unlearn.utils.seed import generator
 
 
@@ -19,6 +20,9 @@ class TripletLoader:
     user's known positives, for the whole pass at once: known pairs are looked up in a
     sorted list of codes, and only the hits are drawn again. The last, smaller batch
     is kept.
+
+    Pairs of users whose known positives cover all items to draw from have no negative
+    and are left out [ours].
 
     Args:
         edge_index (torch.Tensor): Positive pairs, int64 :obj:`[2, E]`.
@@ -33,8 +37,8 @@ class TripletLoader:
         seed (int, optional): Seed of order and negatives. (default: :obj:`0`)
 
     Raises:
-        ValueError: If there is no pair, an item id is out of range, or a user's known
-            positives cover all items to draw from.
+        ValueError: If there is no pair, an item id is out of range, or the known
+            positives of every user cover all items to draw from.
 
     Example:
         >>> loader = TripletLoader(torch.tensor([[0, 1], [0, 1]]), num_items=2)
@@ -51,25 +55,31 @@ class TripletLoader:
         negative_items: Tensor | None = None,
         seed: int = 0,
     ) -> None:
+        edge_index = plain(edge_index)
         if edge_index.size(1) == 0:
             raise ValueError("'edge_index' holds no pair to draw batches from")
         self.num_items = check_int(num_items, 'num_items', 1)
         self.batch_size = check_int(batch_size, 'batch_size', 1)
-        self.edge_index = edge_index.cpu()
+        #: The pairs that are drawn, a copy, int64 :obj:`[2, E]`.
+        self.edge_index = edge_index.to('cpu', copy=True)
         _check_items(self.edge_index[1], num_items, 'edge_index')
-        known = self.edge_index if known is None else known.cpu()
+        known = self.edge_index if known is None else plain(known).cpu()
         _check_items(known[1], num_items, 'known')
         self._known = KnownPairs(known, num_items)
         self.generator = generator(seed)
-        items = self.edge_index[1] if negative_items is None else negative_items.cpu()
-        self.negative_items = items.unique()
+        items = self.edge_index[1] if negative_items is None else plain(negative_items)
+        self.negative_items = items.cpu().unique()
         _check_items(self.negative_items, num_items, 'negative_items')
         users = self.edge_index[0].unique()
         self._full = self._full_users()
         if negative_items is None and torch.isin(users, self._full).any():
             self.negative_items = torch.arange(num_items)
             self._full = self._full_users()
-        self._check_users(users)
+        drawn = ~torch.isin(self.edge_index[0], self._full)
+        if not drawn.any():
+            self._check_users(users)
+        if not drawn.all():
+            self.edge_index = self.edge_index[:, drawn]
 
     def __len__(self) -> int:
         return -(-self.edge_index.size(1) // self.batch_size)
@@ -109,9 +119,7 @@ class TripletLoader:
     def _full_users(self) -> Tensor:
         codes = self._known.codes
         users, items = codes // self.num_items, codes % self.num_items
-        taken = users[torch.isin(items, self.negative_items)].bincount(
-            minlength=int(self.edge_index[0].max()) + 1
-        )
+        taken = users[torch.isin(items, self.negative_items)].bincount()
         return (taken >= self.negative_items.numel()).nonzero().view(-1)
 
     def _check_users(self, user: Tensor) -> None:

@@ -223,7 +223,7 @@ def closeness(
     """
     check_int(num_users, 'num_users', 1)
     check_int(num_items, 'num_items', 1)
-    schema.validate(data)
+    data = schema.validate(data)
     if schema.forgotten_edge_index(data).size(1) == 0:
         warnings.warn(
             'Nothing is marked, so closeness on forgotten pairs is NaN', stacklevel=2

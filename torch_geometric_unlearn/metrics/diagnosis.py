@@ -17,7 +17,7 @@ from torch_geometric.data import HeteroData
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.nn.models.base import RecommenderLike
 from torch_geometric_unlearn.nn.models.served import Served
-from torch_geometric_unlearn.utils.check import check_choice
+from torch_geometric_unlearn.utils.check import check_bool, check_choice
 
 from ._similarity import linear_cka
 from .closeness import parameter_shift
@@ -61,7 +61,7 @@ def item_persistence(
         >>> out['summary']['forget']['drop']
         0.0
     """
-    schema.validate(data)
+    data = schema.validate(data)
     size = schema.num_items(data)
     popularity = data[schema.EDGE_TYPE].edge_index[1].bincount(minlength=size).cpu()
     share = deleted_share(data).cpu()
@@ -127,6 +127,7 @@ def cross_modal_cka(
         >>> names
         ['id', 'image', 'text', 'fused']
     """
+    fused = check_bool(fused, 'fused')
     check_choice(nodes, 'nodes', ('item', 'user', 'all'))
     served = Served(model, graph)
     layers: dict[str, tuple[Tensor, ...]] = dict(served.branches)

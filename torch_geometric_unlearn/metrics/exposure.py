@@ -57,7 +57,7 @@ def exposure(
         ValueError: If :obj:`audience` is unknown.
     """
     check_choice(audience, 'audience', ('retained', 'all'))
-    schema.validate(data)
+    data = schema.validate(data)
     names = [f'{name}@{k}' for name in ('exposure', 'reach', 'pair')]
     forgotten = schema.forgotten_edge_index(data)
     if forgotten.size(1) == 0:

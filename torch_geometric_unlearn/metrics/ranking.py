@@ -26,6 +26,8 @@ from torch_geometric.metrics import LinkPredNDCG, LinkPredRecall
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import Request
 from torch_geometric_unlearn.nn.models.served import Served
+from torch_geometric_unlearn.utils.check import check_bool
+from torch_geometric_unlearn.utils.ids import check_pair_ids
 from torch_geometric_unlearn.utils.seed import generator
 from torch_geometric_unlearn.utils.topk import PairIndex, topk_items
 
@@ -45,7 +47,7 @@ def ranking_metrics(
         user_emb (torch.Tensor): User embeddings :math:`(N_{user}, H)`.
         item_emb (torch.Tensor): Item embeddings :math:`(N_{item}, H)`.
         edge_label_index (torch.Tensor): Relevant (user, item) pairs, int64
-            :obj:`[2, n]`.
+            :obj:`[2, n]`; one that occurs twice counts once.
         exclude (torch.Tensor, optional): Masked pairs, int64 :obj:`[2, E]`.
             (default: :obj:`None`)
         exclude_items (torch.Tensor, optional): Items masked for everyone, int64
@@ -57,6 +59,11 @@ def ranking_metrics(
         dict: :obj:`recall@K` and :obj:`ndcg@K` for every :obj:`K`. Without a relevant
         pair, all are NaN, with a warning.
     """
+    sizes = user_emb.size(0), item_emb.size(0)
+    edge_label_index = check_pair_ids(edge_label_index, *sizes, 'edge_label_index')
+    codes = schema.pair_codes(edge_label_index, sizes[1])
+    if codes.unique().numel() < codes.numel():  # The relevant items are a set.
+        edge_label_index = edge_label_index.unique(dim=1)
     if edge_label_index.size(1) == 0:
         warnings.warn(
             'There is no relevant pair to rank, so the metrics are NaN', stacklevel=2
@@ -112,6 +119,7 @@ def evaluate_split(
     Returns:
         dict: :obj:`recall@K` and :obj:`ndcg@K` for every :obj:`K`.
     """
+    mask_validation = check_bool(mask_validation, 'mask_validation')
     user_emb, item_emb = Served.of(model, data, graph).embeddings
     exclude = schema.retained_edge_index(data)
     if mask_validation:
@@ -162,7 +170,7 @@ def evaluate_request(
         dict: Metrics by name, e.g. :obj:`retain_recall@20`. A set that is empty for
         this request is left out, but :obj:`forget_*` without a marked pair is NaN.
     """
-    schema.validate(data)
+    data = schema.validate(data)
     user_emb, item_emb = Served.of(model, data, graph).embeddings
     device = user_emb.device
     exclude = schema.retained_edge_index(data).to(device)

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torch_geometric_unlearn.utils.check import check_float, check_int
+from torch_geometric_unlearn.utils.check import check_bool, check_float, check_int
+from torch_geometric_unlearn.utils.plain import plain
 
 from .sparse_operator import SparseOperator
 from .spmm import spmm
@@ -124,7 +125,7 @@ class LazyPropagation:
                 f'items.'
             )
         self.weights = [float(w) for w in weights]
-        self.self_loops = bool(self_loops)
+        self.self_loops = check_bool(self_loops, 'self_loops')
         self.r_max = check_float(r_max, 'r_max', 0.0)
         self._x = x.detach().clone()
         self._weight = x.new_tensor(self.weights, dtype=torch.float64).view(-1, 1, 1)
@@ -355,6 +356,7 @@ class LazyPropagation:
             is_tensor = isinstance(edge_index, Tensor)
             got = edge_index.dtype if is_tensor else type(edge_index).__name__
             raise TypeError(f"'{name}' must be an int64 tensor (got {got})")
+        edge_index = plain(edge_index)
         if edge_index.dim() != 2 or edge_index.size(0) != 2:
             raise ValueError(
                 f"'{name}' must have shape [2, E] (got {list(edge_index.shape)})"
@@ -407,7 +409,7 @@ def layer_mean_weights(num_layers: int) -> list[float]:
     Args:
         num_layers (int): Number of propagations :math:`L`, at least 0.
     """
-    check_int(num_layers, 'num_layers', 0)
+    num_layers = check_int(num_layers, 'num_layers', 0)
     return [1 / (num_layers + 1)] * (num_layers + 1)
 
 
@@ -429,9 +431,9 @@ def personalized_pagerank_weights(
     Raises:
         ValueError: If an argument is out of range, or all weights would be zero.
     """
-    check_int(num_hops, 'num_hops', 0)
-    check_float(alpha, 'alpha', 0.0)
-    check_float(beta, 'beta', 0.0)
+    num_hops = check_int(num_hops, 'num_hops', 0)
+    alpha = check_float(alpha, 'alpha', 0.0)
+    beta = check_float(beta, 'beta', 0.0)
     weights = [alpha * beta**level for level in range(num_hops)] + [beta**num_hops]
     total = sum(weights)
     if total == 0:

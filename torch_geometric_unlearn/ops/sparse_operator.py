@@ -4,6 +4,9 @@ import torch
 from torch import Tensor
 from torch_geometric.utils import degree
 
+from torch_geometric_unlearn.utils.check import check_bool
+from torch_geometric_unlearn.utils.plain import plain
+
 
 class SparseOperator:
     r"""A constant sparse matrix :math:`\mathbf{A}` that a model propagates over.
@@ -31,6 +34,7 @@ class SparseOperator:
         size: tuple[int, int],
         is_symmetric: bool = False,
     ) -> None:
+        edge_index = plain(edge_index)
         if edge_index.dim() != 2 or edge_index.size(0) != 2:
             raise ValueError(
                 f"'edge_index' must have shape [2, E] (got {list(edge_index.shape)})"
@@ -40,6 +44,7 @@ class SparseOperator:
                 f"'edge_weight' must have shape [{edge_index.size(1)}] "
                 f'(got {list(edge_weight.shape)})'
             )
+        is_symmetric = check_bool(is_symmetric, 'is_symmetric')
         if is_symmetric and size[0] != size[1]:
             raise ValueError(f'A symmetric operator must be square (got size {size})')
         self.size = size

@@ -305,7 +305,7 @@ def diffuse(
             :obj:`num_layers` is negative, or :obj:`dropout` is out of range.
     """
     _check_square(operator, num_layers)
-    check_float(dropout, 'dropout', 0.0, 0.999)
+    dropout = check_float(dropout, 'dropout', 0.0, 0.999)
     operator, x, dtype = _prepare(operator, x)
     value = operator.value * beta
     if dropout > 0:
@@ -317,7 +317,7 @@ def diffuse(
 
 
 def _check_square(operator: SparseOperator, num_layers: int) -> None:
-    check_int(num_layers, 'num_layers', 0)
+    num_layers = check_int(num_layers, 'num_layers', 0)
     if operator.size[0] != operator.size[1]:
         raise ValueError(f"'operator' must be square (got {operator})")
 

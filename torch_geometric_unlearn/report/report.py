@@ -13,8 +13,9 @@ from torch_geometric.data import HeteroData
 from torch_geometric_unlearn.evaluation import ORIGINAL, RETRAINED
 from torch_geometric_unlearn.nn.models.base import RecommenderLike
 from torch_geometric_unlearn.unlearn import UnlearnResult
-from torch_geometric_unlearn.utils.check import check_int
+from torch_geometric_unlearn.utils.check import check_bool, check_int
 from torch_geometric_unlearn.utils.files import atomic_save, make_folder
+from torch_geometric_unlearn.utils.seed import check_seed
 
 from .content import ROLES, collect, plain
 from .html import render_html
@@ -138,7 +139,8 @@ def build_report(
         (0, 'unknown')
     """
     limits = check_tolerance(tolerance)
-    check_int(k, 'k', 1)
+    k, seed = check_int(k, 'k', 1), check_seed(seed)
+    show_ids = check_bool(show_ids, 'show_ids')
     for name in controls or {}:
         if name in ROLES:
             raise ValueError(

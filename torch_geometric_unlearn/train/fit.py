@@ -15,9 +15,18 @@ from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.loader import TripletLoader
 from torch_geometric_unlearn.metrics import embed, ranking_metrics
 from torch_geometric_unlearn.nn.models.base import RecommenderLike
-from torch_geometric_unlearn.utils.check import check_choice, check_float, check_int
+from torch_geometric_unlearn.utils.check import (
+    check_bool,
+    check_choice,
+    check_float,
+    check_int,
+)
 from torch_geometric_unlearn.utils.resources import ResourceMeter
-from torch_geometric_unlearn.utils.seed import random_states, set_random_states
+from torch_geometric_unlearn.utils.seed import (
+    check_seed,
+    random_states,
+    set_random_states,
+)
 
 from .checkpoint import fingerprint, load_state, load_tensors, save_tensors
 
@@ -134,17 +143,21 @@ def fit(
         >>> len(result.history)
         2
     """
-    check_int(num_epochs, 'num_epochs', 1)
-    check_int(patience, 'patience', 0)
-    check_int(checkpoint_every, 'checkpoint_every', 1)
-    check_float(lr, 'lr', 1e-12)
-    check_float(lr_decay, 'lr_decay', 1e-12, 1.0)
-    check_int(lr_decay_epochs, 'lr_decay_epochs', 1)
-    check_float(lr_min, 'lr_min', 0.0)
+    num_epochs = check_int(num_epochs, 'num_epochs', 1)
+    patience = check_int(patience, 'patience', 0)
+    checkpoint_every = check_int(checkpoint_every, 'checkpoint_every', 1)
+    lr = check_float(lr, 'lr', 1e-12)
+    lr_decay = check_float(lr_decay, 'lr_decay', 1e-12, 1.0)
+    lr_decay_epochs = check_int(lr_decay_epochs, 'lr_decay_epochs', 1)
+    lr_min = check_float(lr_min, 'lr_min', 0.0)
     check_choice(negatives, 'negatives', ('rejected', 'uniform'))
-    check_int(eval_every, 'eval_every', 1)
+    eval_every = check_int(eval_every, 'eval_every', 1)
+    resume, autocast = check_bool(resume, 'resume'), check_bool(autocast, 'autocast')
+    batch_size = check_int(batch_size, 'batch_size', 1)
+    metric_decimals = check_int(metric_decimals, 'metric_decimals', 0)
+    seed = check_seed(seed)
     ks = (10, 20) if metric in _METRICS else (_parse_metric(metric),)
-    schema.validate(data)
+    data = schema.validate(data)
     if checkpoint is not None and Path(checkpoint).exists() and not resume:
         raise FileExistsError(
             f"'{checkpoint}' exists. Pass resume=True to go on from it, or remove it."

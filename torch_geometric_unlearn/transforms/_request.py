@@ -11,9 +11,11 @@ from torch_geometric.data import HeteroData
 from torch_geometric.transforms import BaseTransform
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.data._frame import to_list
 from torch_geometric_unlearn.data.from_frame import raw_to_internal
 from torch_geometric_unlearn.utils.check import check_ratio
-from torch_geometric_unlearn.utils.seed import generator
+from torch_geometric_unlearn.utils.ids import to_ids as ids_of
+from torch_geometric_unlearn.utils.seed import check_seed, generator
 
 
 def check_source(
@@ -36,7 +38,7 @@ def check_source(
     _check_not_empty(raw_ids, f'raw_{name}')
     if ratio is not None:
         check_ratio(ratio)
-    generator(seed)  # Checks the seed.
+    check_seed(seed)
 
 
 def draw(ratio: float, size: int, seed: int) -> Tensor:
@@ -63,20 +65,8 @@ def _check_not_empty(ids: Sequence[Any] | Tensor | None, name: str) -> None:
 
 def to_ids(ids: Sequence[Any] | Tensor, name: str) -> Tensor:
     r"""Returns integer ids as an int64 tensor, refusing anything else."""
-    try:
-        out = torch.as_tensor(ids)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(
-            f"'{name}' must hold integer ids (got {ids!r}). For ids of your own, "
-            f"use the argument 'raw_{name}'."
-        ) from error
-    # No uint8: a mask of that type would be read as the ids 0 and 1.
-    if out.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8):
-        raise TypeError(
-            f"'{name}' must hold integer ids (got {out.dtype}). For a mask, pass "
-            f'mask.nonzero().view(-1).'
-        )
-    return out.long()
+    way_out = f"For ids of your own, use the argument 'raw_{name}'."
+    return ids_of(ids, name, way_out)
 
 
 class ForgetNodes(BaseTransform):
@@ -94,11 +84,12 @@ class ForgetNodes(BaseTransform):
         name = f'{self.node_type}s'
         check_source(self, name, ids, raw_ids, ratio, seed)
         self.ids = None if ids is None else to_ids(ids, name).view(-1).cpu()
-        self.raw_ids, self.seed = raw_ids, seed
+        self.raw_ids = None if raw_ids is None else to_list(raw_ids, f'raw_{name}')
+        self.seed = int(seed)
         self.ratio = None if ratio is None else float(ratio)
 
     def forward(self, data: HeteroData) -> HeteroData:
-        schema.validate(data)
+        data = schema.validate(data)
         edge_index = data[schema.EDGE_TYPE].edge_index
         endpoint = edge_index[0 if self.node_type == schema.USER else 1]
         ids = self._internal_ids(data, endpoint).to(endpoint.device)

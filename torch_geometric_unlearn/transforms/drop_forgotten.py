@@ -84,7 +84,7 @@ def drop_forgotten(
     r"""Returns the data as :class:`DropForgotten` leaves them; without :obj:`strict`,
     also where something can't be cut.
     """
-    schema.validate(data)
+    data = schema.validate(data)
     if 'forget_mask' not in data[schema.EDGE_TYPE]:
         return data
     num_items, request = schema.num_items(data), Request.of(data)

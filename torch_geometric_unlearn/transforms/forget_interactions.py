@@ -61,10 +61,10 @@ class ForgetInteractions(BaseTransform):
         self.pairs = None if pairs is None else _to_pairs(pairs)
         self.raw_pairs = None if raw_pairs is None else _check_raw_pairs(raw_pairs)
         self.ratio = None if ratio is None else float(ratio)
-        self.seed = seed
+        self.seed = int(seed)
 
     def forward(self, data: HeteroData) -> HeteroData:
-        schema.validate(data)
+        data = schema.validate(data)
         edge_index = data[schema.EDGE_TYPE].edge_index
         mask = torch.zeros(
             edge_index.size(1), dtype=torch.bool, device=edge_index.device

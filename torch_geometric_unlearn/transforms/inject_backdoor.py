@@ -12,7 +12,8 @@ from torch_geometric.transforms import BaseTransform
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.utils.check import check_choice, check_int, check_ratio
-from torch_geometric_unlearn.utils.seed import generator
+from torch_geometric_unlearn.utils.rows import moderate_rows, row_norms
+from torch_geometric_unlearn.utils.seed import check_seed, generator
 from torch_geometric_unlearn.utils.topk import PairIndex
 
 from ._edge_attrs import edge_attrs
@@ -96,11 +97,10 @@ class InjectBackdoor(BaseTransform):
         self.num_triggers = check_int(num_triggers, 'num_triggers', 1)
         self.num_fillers = check_int(num_fillers, 'num_fillers', 0)
         self.content = content
-        self.seed = seed
-        generator(seed)  # Checks the seed.
+        self.seed = check_seed(seed)
 
     def forward(self, data: HeteroData) -> HeteroData:
-        schema.validate(data)
+        data = schema.validate(data)
         self._check(data)
         gen = generator(self.seed)
         edge_index = data[schema.EDGE_TYPE].edge_index
@@ -219,7 +219,7 @@ class InjectBackdoor(BaseTransform):
         key = f'x_{self.content}'
         x = data[schema.ITEM][key].clone()
         direction = torch.randn(x.size(1), generator=gen)
-        step = 0.5 * x.norm(dim=1).mean() * (direction / direction.norm()).to(x)
+        step = 0.5 * row_norms(x).mean() * (direction / direction.norm()).to(x)
         x[items.to(x.device)] += step
         data[schema.ITEM][key] = x
 
@@ -297,6 +297,7 @@ def _draw_users(
 
 def _neighbors(x: Tensor, item: int) -> Tensor:
     r"""Returns the items with the highest cosine to :obj:`item`, itself included."""
+    x = moderate_rows(x)
     norm = x.norm(dim=1).clamp(min=torch.finfo(x.dtype).tiny)
     cosine = (x @ x[item]) / norm
     return cosine.topk(min(NUM_NEIGHBORS, x.size(0)))[1]

@@ -47,10 +47,10 @@ class ItemKNNGraph(BaseTransform):
                 f"'modalities' must be a sequence of names (got the string "
                 f"'{modalities}'). For one modality, pass ['{modalities}']."
             )
-        self.modalities = modalities
+        self.modalities = None if modalities is None else tuple(modalities)
 
     def forward(self, data: HeteroData) -> HeteroData:
-        schema.validate(data)
+        data = schema.validate(data)
         features = schema.features(data)
         for name in self.modalities if self.modalities is not None else features:
             if name not in features:

@@ -13,10 +13,9 @@ from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.utils.check import (
     check_choice,
     check_float,
-    check_int,
     check_ratio,
 )
-from torch_geometric_unlearn.utils.seed import generator
+from torch_geometric_unlearn.utils.seed import check_seed, generator
 
 from ._edge_attrs import edge_attrs, select_edges
 
@@ -84,8 +83,7 @@ class SplitInteractions(BaseTransform):
                 f'interactions of every user. Leave it out.'
             )
         self.ratio = check_ratio(0.2 if ratio is None else ratio)
-        self.seed = seed
-        generator(seed)  # Checks the seed.
+        self.seed = check_seed(seed)
         self.control = check_float(control, 'control', 0.0)
         if control >= 1:
             raise ValueError(
@@ -93,7 +91,7 @@ class SplitInteractions(BaseTransform):
             )
 
     def forward(self, data: HeteroData) -> HeteroData:
-        schema.validate(data)
+        data = schema.validate(data)
         store = data[schema.EDGE_TYPE]
         if 'forget_mask' in store:
             raise ValueError(
@@ -255,7 +253,6 @@ def split_per_user(user: Tensor, ratio: float = 0.2, seed: int = 0) -> Tensor:
     Returns:
         torch.Tensor: 0 (train), 1 (validation) or 2 (test), int64 :obj:`[E]`.
     """
-    check_int(seed, 'seed', 0)
     order = torch.randperm(user.numel(), generator=generator(seed))
     order = order[user[order].argsort(stable=True)]
     count = user.bincount()

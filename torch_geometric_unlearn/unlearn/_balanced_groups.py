@@ -42,8 +42,8 @@ def balanced_groups(
         ValueError: If an argument is out of range, or :obj:`x` is not finite.
         ImportError: If :obj:`POT` is not installed.
     """
-    check_int(num_groups, 'num_groups', 1)
-    check_int(num_rounds, 'num_rounds', 1)
+    num_groups = check_int(num_groups, 'num_groups', 1)
+    num_rounds = check_int(num_rounds, 'num_rounds', 1)
     x = x.detach().cpu()
     num = x.size(0)
     if num_groups > num:

@@ -38,7 +38,7 @@ class FixedTriples:
         cls, pairs: Tensor, known: Tensor, num_items: int, num_negatives: int, seed: int
     ) -> FixedTriples:
         r"""Draws negatives that are no known pair of their user, uniform over all
-        items.
+        items. Every user must have one, see :meth:`drawable_pairs`.
         """
         loader = TripletLoader(
             pairs,
@@ -283,6 +283,21 @@ def mean_curvature(product: Product, mask: Tensor, num_probes: int = 3) -> float
         probe = mask * (2 * torch.randint_like(mask, 2) - 1)
         total += float(probe @ product(probe))
     return total / num_probes / max(1.0, float(mask.sum()))
+
+
+def drawable_pairs(data: HeteroData, device: torch.device) -> tuple[Tensor, Tensor]:
+    r"""Returns the training pairs int64 :obj:`[2, E]` and which are forgotten, bool
+    :obj:`[E]`, without those of users that have every item: they have no negative, and
+    no training draws them.
+    """
+    pairs = data[schema.EDGE_TYPE].edge_index.to(device)
+    drawable = pairs[0].bincount()[pairs[0]] < schema.num_items(data)
+    if not drawable.any():
+        raise ValueError(
+            'Every user has every item, so that no pair has a negative to compare it '
+            "with. Use a method that needs none, such as 'Retrain' or 'RowReset'."
+        )
+    return pairs[:, drawable], schema.forget_mask(data).to(device)[drawable]
 
 
 def near_nodes(data: HeteroData, pairs: Tensor, num_hops: int) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from torch_geometric_unlearn.nn.models.base import RecommenderLike
 from torch_geometric_unlearn.transforms import DropForgotten
 from torch_geometric_unlearn.utils.mode import copy_modes
 from torch_geometric_unlearn.utils.resources import ResourceMeter
-from torch_geometric_unlearn.utils.seed import isolated_seed
+from torch_geometric_unlearn.utils.seed import check_seed, isolated_seed
 
 _CONTRACT = ('build_graph', 'forward', 'loss', 'branches', 'tables')
 
@@ -89,9 +89,7 @@ class Unlearner(ABC):
     serves_nodes: bool = False
 
     def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
-        with isolated_seed(seed):  # Checks the seed.
-            pass
+        self.seed = check_seed(seed)
 
     def prepare(  # noqa: B027
         self,
@@ -136,7 +134,7 @@ class Unlearner(ABC):
         """
         meter = ResourceMeter(next(model.parameters()).device)
         with torch.enable_grad(), isolated_seed(self.seed), meter:
-            schema.validate(data)
+            data = schema.validate(data)
             _check_finite(model)
             ok, reason = self.supports(model, data)
             if not ok:

@@ -92,7 +92,7 @@ class COVA(Unlearner):
         self.alpha = check_float(alpha, 'alpha', 0.0)
         self.beta = check_float(beta, 'beta', 0.0)
         if rank is not None:
-            check_int(rank, 'rank', 1)
+            rank = check_int(rank, 'rank', 1)
         self.rank = rank
         self.num_iters = check_int(num_iters, 'num_iters', 0)
 

@@ -33,6 +33,8 @@ class FineTune(IterativeUnlearner):
         True
     """
 
+    needs_negatives = False
+
     def __init__(
         self,
         num_epochs: int = 10,

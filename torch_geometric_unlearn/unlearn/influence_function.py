@@ -15,6 +15,7 @@ from ._second_order import (
     FixedTriples,
     RankingProblem,
     conjugate_gradient,
+    drawable_pairs,
     mean_curvature,
     near_nodes,
     regulariser_weight,
@@ -95,7 +96,7 @@ class InfluenceFunction(Unlearner):
         super().__init__(seed)
         self.num_negatives = check_int(num_negatives, 'num_negatives', 1)
         if weight_decay is not None:
-            check_float(weight_decay, 'weight_decay', 0.0)
+            weight_decay = check_float(weight_decay, 'weight_decay', 0.0)
         self.weight_decay = weight_decay
         self.quantile = check_float(quantile, 'quantile', 0.0, 1.0)
         self.damping = check_float(damping, 'damping', 0.0)
@@ -130,8 +131,7 @@ class InfluenceFunction(Unlearner):
         build_graph: Any = model.build_graph
         old_graph, new_graph = build_graph(without_request(data)), build_graph(retained)
 
-        pairs = data[schema.EDGE_TYPE].edge_index.to(device)
-        forgotten = schema.forget_mask(data).to(device)
+        pairs, forgotten = drawable_pairs(data, device)
         triples = FixedTriples.draw(
             pairs, pairs, schema.num_items(data), self.num_negatives, self.seed
         )

@@ -22,6 +22,7 @@ from torch_geometric_unlearn.nn.functional import reverse_bpr_loss
 from torch_geometric_unlearn.nn.models import Triplets
 from torch_geometric_unlearn.nn.models.base import RecommenderLike
 from torch_geometric_unlearn.utils.check import check_int
+from torch_geometric_unlearn.utils.plain import plain
 from torch_geometric_unlearn.utils.resources import ResourceMeter
 
 from .base import Unlearner
@@ -197,6 +198,9 @@ class IterativeUnlearner(Unlearner):
         self.patience = check_int(patience, 'patience', 0)
         self.batch_size = check_int(batch_size, 'batch_size', 1)
 
+    #: Whether it compares forgotten pairs with items that their users never touched.
+    needs_negatives: bool = True
+
     @abstractmethod
     def _set_up(self, work: Workspace) -> tuple[Step, Fault | None]:
         r"""Returns the epoch of this method, and what ends a run early, if anything."""
@@ -209,6 +213,15 @@ class IterativeUnlearner(Unlearner):
                 f"forgotten (got {num_pairs}). Split with 'SplitInteractions', or use "
                 f"'PartialRetrain' or 'Retrain', which need none"
             )
+        pairs = schema.forgotten_edge_index(data)
+        if self.needs_negatives and pairs.size(1) > 0:
+            users = plain(data[schema.EDGE_TYPE].edge_index)[0]
+            if (users.bincount()[pairs[0]] >= schema.num_items(data)).all():
+                return False, (
+                    'the users of the request have every item, so that no forgotten '
+                    "pair has a negative to compare it with. Use 'PartialRetrain' or "
+                    "'Retrain', which need none"
+                )
         return super().supports(model, data)
 
     def _unlearn(

@@ -7,7 +7,12 @@ from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.nn.functional import reverse_bpr_loss
 from torch_geometric_unlearn.nn.models.base import RecommenderLike
-from torch_geometric_unlearn.utils.check import check_choice, check_float, check_int
+from torch_geometric_unlearn.utils.check import (
+    check_bool,
+    check_choice,
+    check_float,
+    check_int,
+)
 
 from .iterative import IterativeUnlearner, Step, Workspace, joint_pass, repair
 from .row_reset import lacks_id_table, reset_rows
@@ -80,12 +85,12 @@ class MMRecUn(IterativeUnlearner):
         self.lr_reverse = check_float(lr_reverse, 'lr_reverse', 0.0)
         self.lr_repair = check_float(lr_repair, 'lr_repair', 0.0)
         if repair_batches is not None:
-            check_int(repair_batches, 'repair_batches', 0)
+            repair_batches = check_int(repair_batches, 'repair_batches', 0)
         self.repair_batches = repair_batches
         self.form = check_choice(form, 'form', ('swap', 'negate'))
         self.schedule = check_choice(schedule, 'schedule', ('alternate', 'joint'))
         self.alpha = check_float(alpha, 'alpha', 0.0, 1.0)
-        self.row_reset = row_reset
+        self.row_reset = check_bool(row_reset, 'row_reset')
         idle = 'lr_reverse' if schedule == 'joint' else 'alpha'
         self._refuse_idle({idle: f"schedule='{schedule}'"})
 

@@ -18,7 +18,12 @@ from torch_geometric_unlearn.nn.models.base import (
     HasFusion,
     RecommenderLike,
 )
-from torch_geometric_unlearn.utils.check import check_choice, check_float, check_int
+from torch_geometric_unlearn.utils.check import (
+    check_bool,
+    check_choice,
+    check_float,
+    check_int,
+)
 from torch_geometric_unlearn.utils.seed import generator
 
 from .iterative import IterativeUnlearner, Step, Workspace, repair
@@ -61,7 +66,8 @@ class MultiDelete(IterativeUnlearner):
             another item that it never touched, from the same decile of
             :obj:`'popularity'`, :obj:`'uniform'`, or of another pair in the
             :obj:`'batch'`. In item-level requests, half of each batch takes another
-            user instead. Drawn anew in every step. (default: :obj:`'popularity'`)
+            user instead, if a hundred draws find one without the item. Drawn anew in
+            every step. (default: :obj:`'popularity'`)
         target_graph (str, optional): What the frozen model propagates over,
             :obj:`'retained'` interactions or the :obj:`'full'` graph, whose targets
             still carry messages over deleted edges. (default: :obj:`'retained'`)
@@ -121,12 +127,12 @@ class MultiDelete(IterativeUnlearner):
         self.target_graph = check_choice(
             target_graph, 'target_graph', ('retained', 'full')
         )
-        self.normalise = normalise
-        self.score_only = score_only
+        self.normalise = check_bool(normalise, 'normalise')
+        self.score_only = check_bool(score_only, 'score_only')
         self.lr = check_float(lr, 'lr', 0.0)
         self.lr_repair = check_float(lr_repair, 'lr_repair', 0.0)
         if repair_batches is not None:
-            check_int(repair_batches, 'repair_batches', 0)
+            repair_batches = check_int(repair_batches, 'repair_batches', 0)
         self.repair_batches = repair_batches
         if repair_batches == 0:
             self._refuse_idle({'lr_repair': 'repair_batches=0'})
@@ -228,10 +234,16 @@ class Partners:
         out = torch.stack([user, other])
         if self.both_sides:
             half = item.numel() // 2
-            out[:, :half] = torch.stack([self._other_users(item[:half]), item[:half]])
+            other_user, found = self._other_users(item[:half])
+            out[0, :half] = torch.where(found, other_user, user[:half])
+            out[1, :half] = torch.where(found, item[:half], other[:half])
         return out
 
-    def _other_users(self, item: Tensor) -> Tensor:
+    def _other_users(self, item: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Returns a user per item that has not bought it, and whether a hundred draws
+        found one.
+        """
+
         def draw(places: Tensor) -> Tensor:
             size = places.shape
             return torch.randint(self.num_users, size, generator=self.generator)
@@ -240,13 +252,9 @@ class Partners:
             return self.known.contains(user, item[places])
 
         user, failed = draw_free(item.numel(), draw, is_taken)
-        if failed.numel() > 0:
-            raise ValueError(
-                f'{failed.numel()} deleted items (first: {int(item[failed[0]])}) have '
-                f'been bought by nearly all users, so no unrelated user was found. '
-                f'Leave these items out of the request.'
-            )
-        return user
+        found = torch.ones_like(item, dtype=torch.bool)
+        found[failed] = False
+        return user, found
 
 
 @dataclass

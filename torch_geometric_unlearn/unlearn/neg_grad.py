@@ -62,7 +62,7 @@ class NegGrad(IterativeUnlearner):
         super().__init__(num_epochs, 0, batch_size, seed)
         self.beta = check_float(beta, 'beta', 0.0, 1.0)
         if max_norm is not None:
-            check_float(max_norm, 'max_norm', 1e-12)
+            max_norm = check_float(max_norm, 'max_norm', 1e-12)
         self.max_norm = max_norm
 
     def _set_up(self, work: Workspace) -> tuple[Step, None]:

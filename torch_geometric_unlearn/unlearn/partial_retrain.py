@@ -11,7 +11,7 @@ from torch_geometric.data import HeteroData
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.nn.models.base import RecommenderLike
 from torch_geometric_unlearn.train.checkpoint import fingerprint, tensor_digest
-from torch_geometric_unlearn.utils.check import check_float, check_int
+from torch_geometric_unlearn.utils.check import check_bool, check_float, check_int
 
 from ._row_training import RowTraining, better_start
 from ._touched_rows import reset_features, row_types, start_smoothly, touched_rows
@@ -145,12 +145,12 @@ class PartialRetrain(Unlearner):
         self.lr = check_float(lr, 'lr', 1e-12)
         self.batch_size = check_int(batch_size, 'batch_size', 1)
         self.shared_lr = check_float(shared_lr, 'shared_lr', 0.0)
+        self.resume = check_bool(resume, 'resume')
         if resume and checkpoint is None:
             raise ValueError(
                 "'resume' needs a 'checkpoint' to go on from (got None). Name the file."
             )
         self.checkpoint = checkpoint
-        self.resume = resume
 
     def supports(self, model: RecommenderLike, data: HeteroData) -> tuple[bool, str]:
         ok, reason = super().supports(model, data)

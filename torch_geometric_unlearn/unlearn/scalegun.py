@@ -9,13 +9,19 @@ from torch_geometric.data import HeteroData
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import without_request
 from torch_geometric_unlearn.nn.models.base import RecommenderLike
-from torch_geometric_unlearn.utils.check import check_choice, check_float, check_int
+from torch_geometric_unlearn.utils.check import (
+    check_bool,
+    check_choice,
+    check_float,
+    check_int,
+)
 
 from ._second_order import (
     FixedTriples,
     Product,
     RankingProblem,
     conjugate_gradient,
+    drawable_pairs,
     mean_curvature,
     near_nodes,
     regulariser_weight,
@@ -115,7 +121,7 @@ class ScaleGUN(Unlearner):
         super().__init__(seed)
         self.num_negatives = check_int(num_negatives, 'num_negatives', 1)
         if weight_decay is not None:
-            check_float(weight_decay, 'weight_decay', 0.0)
+            weight_decay = check_float(weight_decay, 'weight_decay', 0.0)
         self.weight_decay = weight_decay
         self.damping = check_float(damping, 'damping', 0.0)
         self.max_iter = check_int(max_iter, 'max_iter', 1)
@@ -127,7 +133,7 @@ class ScaleGUN(Unlearner):
         self.max_change = check_float(max_change, 'max_change', 0.0)
         self.max_halvings = check_int(max_halvings, 'max_halvings', 0)
         self.noise_std = check_float(noise_std, 'noise_std', 0.0)
-        self.graph_change = graph_change
+        self.graph_change = check_bool(graph_change, 'graph_change')
         if scope in ('all_but_raw', 'all'):
             self._refuse_idle({'num_hops': f"scope='{scope}'"})
 
@@ -179,8 +185,7 @@ class ScaleGUN(Unlearner):
     ) -> tuple[Tensor, dict[str, Any]]:
         build_graph: Any = problem.model.build_graph
         old_graph, new_graph = build_graph(without_request(data)), build_graph(retained)
-        pairs = data[schema.EDGE_TYPE].edge_index.to(device)
-        forgotten = schema.forget_mask(data).to(device)
+        pairs, forgotten = drawable_pairs(data, device)
         num_items = schema.num_items(data)
         triples = FixedTriples.draw(
             pairs, pairs, num_items, self.num_negatives, self.seed

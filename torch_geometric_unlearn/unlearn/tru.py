@@ -11,7 +11,12 @@ from torch_geometric_unlearn.data.request import Request
 from torch_geometric_unlearn.nn.functional import bpr_loss, reverse_bpr_loss
 from torch_geometric_unlearn.nn.models import Triplets
 from torch_geometric_unlearn.nn.models.base import RecommenderLike, named_tables
-from torch_geometric_unlearn.utils.check import check_choice, check_float, check_int
+from torch_geometric_unlearn.utils.check import (
+    check_bool,
+    check_choice,
+    check_float,
+    check_int,
+)
 
 from .branch_scaling import branch_energy, branch_names, branch_scales
 from .iterative import Fault, IterativeUnlearner, Step, Workspace, repair
@@ -172,20 +177,20 @@ class TRU(IterativeUnlearner):
         seed: int = 0,
     ) -> None:
         super().__init__(num_epochs, patience, batch_size, seed)
-        self.gate = gate
-        self.scaling = scaling
-        self.isolation = isolation
+        self.gate = check_bool(gate, 'gate')
+        self.scaling = check_bool(scaling, 'scaling')
+        self.isolation = check_bool(isolation, 'isolation')
         choices = ('auto', 'user', 'item', 'both', 'all')
         self.rows = check_choice(rows, 'rows', choices)
         if max_shift != 'auto':
-            check_float(max_shift, 'max_shift', 0.0)
+            max_shift = check_float(max_shift, 'max_shift', 0.0)
         self.max_shift = max_shift
         if lr_reverse is not None:
-            check_float(lr_reverse, 'lr_reverse', 0.0)
+            lr_reverse = check_float(lr_reverse, 'lr_reverse', 0.0)
         self.lr_reverse = lr_reverse
         self.lr_repair = check_float(lr_repair, 'lr_repair', 0.0)
         if repair_batches is not None:
-            check_int(repair_batches, 'repair_batches', 0)
+            repair_batches = check_int(repair_batches, 'repair_batches', 0)
         self.repair_batches = repair_batches
         self.shared_rate = check_float(shared_rate, 'shared_rate', 0.0)
         self.num_passes = check_int(num_passes, 'num_passes', 1)

@@ -29,6 +29,7 @@ from torch_geometric_unlearn.transforms import DropForgotten
 from torch_geometric_unlearn.utils.check import check_choice, check_int
 from torch_geometric_unlearn.utils.mode import copy_modes
 from torch_geometric_unlearn.utils.resources import ResourceMeter
+from torch_geometric_unlearn.utils.rows import unit_rows
 from torch_geometric_unlearn.utils.seed import generator, isolated_seed
 
 from ._balanced_groups import SOLVERS, balanced_groups
@@ -191,7 +192,7 @@ class UltraRE(Unlearner):
         Raises:
             ValueError: If the grouping can't be done.
         """
-        schema.validate(data)
+        data = schema.validate(data)
         if build_model is not None:
             self.build_model = build_model
         if self.grouping == 'data' and model is None:
@@ -235,7 +236,7 @@ class UltraRE(Unlearner):
         Raises:
             ValueError: If the method does not support the model or the request.
         """
-        schema.validate(data)
+        data = schema.validate(data)
         is_original, asked = not isinstance(model, ShardEnsemble), model
         # What can't be served is refused below.
         if (
@@ -455,6 +456,10 @@ class _Job:
         if self.data is None:
             return row
         user = schema.retained_edge_index(self.data)[0]
+        num_items = schema.num_items(self.data)
+        has_all = bool((user.bincount()[user] >= num_items).all())
+        if has_all and self.kwargs.get('negatives') != 'uniform':
+            return row  # Nobody has a negative to train with.
         with ResourceMeter(next(self.shard.parameters()).device) as meter:
             result = fit(self.shard, self.data, seed=self.seed, **self.kwargs)
         row |= {'num_users': user.unique().numel(), 'num_interactions': user.numel()}
@@ -493,7 +498,7 @@ def _content_vectors(data: HeteroData) -> Tensor:
     r"""Returns the mean content features of every user's retained items; zeros for a
     user without any.
     """
-    x = torch.cat([F.normalize(x) for x in schema.features(data).values()], dim=1)
+    x = torch.cat([unit_rows(x) for x in schema.features(data).values()], dim=1)
     user, item = schema.retained_edge_index(data)
     num_users = schema.num_users(data)
     share = 1 / user.bincount(minlength=num_users).to(x.dtype)

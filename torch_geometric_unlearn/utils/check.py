@@ -6,6 +6,8 @@ import math
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
+
 
 def check_ratio(value: Any, name: str = 'ratio') -> float:
     r"""Returns :obj:`value` if it lies in :math:`(0, 1)`, raises otherwise.
@@ -56,6 +58,18 @@ def check_float(
             f"'{name}' must be a finite number in [{minimum}, {maximum}] (got {value})"
         )
     return float(value)
+
+
+def check_bool(value: Any, name: str) -> bool:
+    r"""Returns :obj:`value` if it is :obj:`True` or :obj:`False`, raises otherwise: a
+    string such as :obj:`'no'` would count as true.
+
+    Raises:
+        TypeError: If it is no boolean.
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"'{name}' must be True or False (got {value!r})")
+    return bool(value)
 
 
 def check_choice(value: Any, name: str, choices: tuple[Any, ...]) -> Any:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from torch_geometric_unlearn.utils.check import check_int
 from torch_geometric_unlearn.utils.remember import remembered
+from torch_geometric_unlearn.utils.rows import unit_rows
 from torch_geometric_unlearn.utils.topk import topk_lowest_index
 
 
@@ -53,11 +53,10 @@ def cosine_knn_graph(
         :obj:`[2, N * k]` with (neighbour, row), grouped by row, most similar first, and
         the similarities :obj:`[N * k]` in the data type of :obj:`x`.
     """
-    check_int(k, 'k', 1)
+    k = check_int(k, 'k', 1)
     num = x.size(0)
     k = min(k, num)
-    norm = x.norm(dim=1, keepdim=True)
-    unit = x / torch.where(norm > 0, norm, torch.ones_like(norm))
+    unit = unit_rows(x)
     rows = max(1, memory_budget // max(1, 3 * num * x.element_size()))
     index, weight = [], []
     for start in range(0, num, rows):
@@ -83,7 +82,7 @@ def content_neighbors(features: Iterable[Tensor], k: int = 10) -> Tensor | None:
         torch.Tensor: Items, int64 :math:`(N_{item}, k)`; :obj:`None` without features
         or other items.
     """
-    unit = [F.normalize(x, dim=1) for x in features]
+    unit = [unit_rows(x) for x in features]
     if not unit:
         return None
     num_items = unit[0].size(0)

@@ -4,9 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def check_seed(seed: Any, name: str = 'seed') -> int:
+    r"""Returns :obj:`seed` as a plain integer.
+
+    Raises:
+        ValueError: If it is no integer in :math:`[0, 2^{63})`.
+    """
+    is_int = isinstance(seed, Integral) and not isinstance(seed, bool)
+    if not is_int or not 0 <= seed < 2**63:
+        raise ValueError(f"'{name}' must be an integer in [0, 2**63) (got {seed!r})")
+    return int(seed)
 
 
 def generator(seed: int, device: torch.device | str = 'cpu') -> torch.Generator:
@@ -15,9 +29,7 @@ def generator(seed: int, device: torch.device | str = 'cpu') -> torch.Generator:
     Raises:
         ValueError: If :obj:`seed` is no integer in :math:`[0, 2^{63})`.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise ValueError(f"'seed' must be an integer in [0, 2**63) (got {seed!r})")
-    return torch.Generator(device).manual_seed(seed)
+    return torch.Generator(device).manual_seed(check_seed(seed))
 
 
 @contextmanager
@@ -26,7 +38,7 @@ def isolated_seed(seed: int) -> Iterator[None]:
 
     For code that draws from the global generators, as :obj:`torch.nn.init` does.
     """
-    generator(seed)  # Checks the seed.
+    seed = check_seed(seed)
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=list(devices)):
         torch.manual_seed(seed)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from torch_geometric_unlearn.utils.check import check_int
+from torch_geometric_unlearn.utils.ids import check_ids, check_pair_ids
+from torch_geometric_unlearn.utils.plain import plain
 
 
 class PairIndex:
@@ -19,6 +21,7 @@ class PairIndex:
     """
 
     def __init__(self, pairs: Tensor, num_users: int) -> None:
+        pairs = plain(pairs)
         self.item = pairs[1][pairs[0].argsort(stable=True)]
         self.count = pairs[0].bincount(minlength=num_users)
         self.start = self.count.cumsum(0) - self.count
@@ -80,7 +83,8 @@ def topk_items(
     Args:
         user_emb (torch.Tensor): User embeddings :math:`(N_{user}, H)`.
         item_emb (torch.Tensor): Item embeddings :math:`(N_{item}, H)`.
-        users (torch.Tensor): Users to rank for, int64 :obj:`[n]`.
+        users (torch.Tensor): Users to rank for, int64 :obj:`[n]`, or a list of them;
+            one that occurs twice gets its list twice.
         k (int): Length of the list.
         exclude (torch.Tensor, optional): Pairs to leave out, int64 :obj:`[2, E]`.
             (default: :obj:`None`)
@@ -92,10 +96,17 @@ def topk_items(
         (torch.Tensor, torch.Tensor): Items int64 and scores, both :obj:`[n, k]`.
 
     Raises:
-        ValueError: If :obj:`k` is below 1.
+        TypeError: If ids are no integers.
+        ValueError: If :obj:`k` or :obj:`batch_size` is below 1, or an id is out of
+            range.
     """
-    check_int(k, 'k', 1)
-    num_items = item_emb.size(0)
+    k, batch_size = check_int(k, 'k', 1), check_int(batch_size, 'batch_size', 1)
+    num_users, num_items = user_emb.size(0), item_emb.size(0)
+    users = check_ids(users, num_users, 'users')
+    if exclude is not None:
+        exclude = check_pair_ids(exclude, num_users, num_items, 'exclude')
+    if exclude_items is not None:
+        exclude_items = check_ids(exclude_items, num_items, 'exclude_items')
     items = users.new_full((users.numel(), k), -1)
     values = user_emb.new_full((users.numel(), k), -torch.inf)
     start = 0
@@ -204,7 +215,7 @@ def pair_hits(
         (torch.Tensor, torch.Tensor): Hits, bool :obj:`[n]`, and scores standardised
         over the user's row :obj:`[n]`.
     """
-    check_int(k, 'k', 1)
+    k = check_int(k, 'k', 1)
     if pairs.size(1) == 0:
         return torch.empty_like(pairs[0], dtype=torch.bool), user_emb.new_empty(0)
     index = PairIndex(known, user_emb.size(0))

@@ -1,8 +1,10 @@
+import numpy as np
 import pytest
 import torch
 
 from torch_geometric_unlearn.data import schema
-from torch_geometric_unlearn.nn import MGCN, Recommender, Table, Triplets
+from torch_geometric_unlearn.metrics import evaluate_split
+from torch_geometric_unlearn.nn import MGCN, Recommender, Served, Table, Triplets
 
 
 def brute_force(model, graph, users, k, exclude):
@@ -75,3 +77,58 @@ def test_triplets_and_table():
 def test_contract_is_abstract():
     with pytest.raises(TypeError, match='abstract'):
         Recommender()
+
+
+@pytest.mark.parametrize(
+    'users', [[7, 0, 7], np.array([7, 0, 7]), torch.tensor([7, 0, 7]).int()]
+)
+def test_recommend_takes_any_ids(data, trained, users):
+    graph = trained.build_graph(data)
+    expected = trained.recommend(graph, torch.tensor([7, 0, 7]), k=np.int64(5))
+    got = trained.recommend(graph, users, k=5)
+    assert all(torch.equal(*both) for both in zip(got, expected))
+    assert torch.equal(got[0][0], got[0][2])
+
+
+@pytest.mark.parametrize('users', [[], torch.empty(0, dtype=torch.int64)])
+def test_recommend_to_nobody(data, trained, users):
+    items, scores = trained.recommend(trained.build_graph(data), users, k=4)
+    assert items.shape == scores.shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ('users', 'kwargs', 'error', 'match'),
+    [
+        ([3, -1], {}, ValueError, r"'users' must hold ids from 0 to 99 \(got 1 others"),
+        ([100], {}, ValueError, r"'users' must hold ids from 0 to 99 .*first: 100"),
+        ([0.5], {}, TypeError, r"'users' must hold integer ids \(got torch.float32"),
+        (['ann'], {}, TypeError, "'users' must hold integer ids"),
+        (torch.ones(100) > 0, {}, TypeError, r'For a mask, pass mask.nonzero'),
+        (3, {}, TypeError, 'pass a list of length one'),
+        ([[3]], {}, TypeError, r"'users' must be a list or tensor \[n\]"),
+        ([3], {'k': 0}, ValueError, "'k' must be at least 1"),
+        ([3], {'k': '5'}, TypeError, "'k' must be an integer"),
+        ([3], {'batch_size': 0}, ValueError, "'batch_size' must be at least 1"),
+        (
+            [3],
+            {'exclude': torch.tensor([[3], [-1]])},
+            ValueError,
+            r"'exclude' must hold users from 0 to 99 .*first: \(3, -1\)",
+        ),
+        ([3], {'exclude': torch.tensor([3])}, ValueError, r'shape \[2, n\]'),
+        ([3], {'exclude': torch.zeros(2, 1)}, TypeError, "'exclude' must be an int64"),
+    ],
+)
+def test_recommend_refuses(data, trained, users, kwargs, error, match):
+    with pytest.raises(error, match=match):
+        trained.recommend(trained.build_graph(data), users, **kwargs)
+
+
+def test_data_in_place_of_a_graph(data, trained):
+    for call in (
+        lambda: trained.recommend(data, [3]),
+        lambda: Served(trained, data),
+        lambda: evaluate_split(trained, data, graph=data),
+    ):
+        with pytest.raises(TypeError, match=r'HeteroData.*model.build_graph\(data\)'):
+            call()

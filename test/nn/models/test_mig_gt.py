@@ -721,7 +721,7 @@ def test_autocast_stays_close(data):
         ((3, 2, {'text': 4}), {'alpha': 0.0, 'beta': 0.0}, 'must not both be 0'),
         ((3, 2, {'text': 4}), {'mix': 1.1}, "'mix' must be a finite number in"),
         ((3, 2, {'text': 4}), {'weight_decay': -1.0}, "'weight_decay' must be a fin"),
-        ((3, 2, {'text': 4}), {'sample_seed': -1}, "'seed' must be an integer"),
+        ((3, 2, {'text': 4}), {'sample_seed': -1}, "'sample_seed' must be an integer"),
         (
             (3, 2, {'image': 4}),
             {'projection_channels': {'image': 0}},

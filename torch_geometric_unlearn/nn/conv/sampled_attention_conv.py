@@ -55,8 +55,8 @@ class SampledAttentionConv(MessagePassing):
     ) -> None:
         super().__init__(aggr='add')
         self.fuse = True  # PyG's switch; unset, the layer passes messages.
-        check_int(in_channels, 'in_channels', 1)
-        check_int(attention_channels, 'attention_channels', 1)
+        in_channels = check_int(in_channels, 'in_channels', 1)
+        attention_channels = check_int(attention_channels, 'attention_channels', 1)
         self.mix = check_float(mix, 'mix', 0.0, 1.0)
         self.query = Linear(in_channels, attention_channels)
         self.key = Linear(in_channels, attention_channels)

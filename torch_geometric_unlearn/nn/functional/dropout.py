@@ -22,7 +22,7 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
     Raises:
         ValueError: If :obj:`p` is out of range.
     """
-    check_float(p, 'p', 0.0, 0.999)
+    p = check_float(p, 'p', 0.0, 0.999)
     if not training or p == 0:
         return x
     if x.device.type != 'cpu':

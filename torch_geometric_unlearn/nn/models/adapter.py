@@ -16,7 +16,12 @@ from torch_geometric.nn import LightGCN
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.nn.functional import bpr_loss
 from torch_geometric_unlearn.transforms.drop_forgotten import drop_forgotten
-from torch_geometric_unlearn.utils.check import check_choice, check_float, check_int
+from torch_geometric_unlearn.utils.check import (
+    check_bool,
+    check_choice,
+    check_float,
+    check_int,
+)
 
 from ._checks import check_sizes
 from .base import Recommender, Table, Triplets
@@ -169,7 +174,7 @@ class RecommenderAdapter(Recommender):
             ValueError: If model and data differ in size, or the graph holds other
                 interactions than the data.
         """
-        schema.validate(data)
+        data = schema.validate(data)
         check_sizes(data, self.num_users, self.num_items, {})
         edge_index = schema.retained_edge_index(data)
         if self._build_graph is None:
@@ -292,6 +297,7 @@ class RecommenderAdapter(Recommender):
         out = {}
         for table in tables:
             check_choice(table.rows, 'rows', tuple(num_rows))
+            check_bool(table.is_raw, 'is_raw')
             name = names.get(id(table.parameter))
             if name is None:
                 raise ValueError(

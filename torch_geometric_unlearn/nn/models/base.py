@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
+from torch_geometric_unlearn.utils.ids import check_ids, check_pair_ids
 from torch_geometric_unlearn.utils.mode import evaluating
 from torch_geometric_unlearn.utils.topk import topk_items
 
@@ -175,6 +176,20 @@ class HasRowBranches(RecommenderLike, Protocol):
     def node_loss(self, branches: Mapping[str, Tensor]) -> Tensor: ...
 
 
+def check_graph(graph: Any) -> None:
+    r"""Raises if :obj:`graph` is the data that it is to be built from.
+
+    Raises:
+        TypeError: If it is.
+    """
+    if isinstance(graph, HeteroData) and not hasattr(graph, 'edge_index'):
+        raise TypeError(
+            f"'graph' must be what the model propagates over, with the attribute "
+            f"'edge_index' (got '{type(graph).__name__}'). Build it from the data: "
+            f'model.build_graph(data).'
+        )
+
+
 class Recommender(torch.nn.Module, ABC):
     r"""The model contract: what training, unlearning and audits know of a model.
 
@@ -231,7 +246,7 @@ class Recommender(torch.nn.Module, ABC):
     def recommend(
         self,
         graph: Any,
-        users: Tensor,
+        users: Sequence[int] | Tensor,
         k: int = 20,
         exclude: Tensor | None = None,
         batch_size: int = 2048,
@@ -240,7 +255,7 @@ class Recommender(torch.nn.Module, ABC):
 
         Args:
             graph (Any): The result of :meth:`build_graph`.
-            users (torch.Tensor): Users, int64 :obj:`[n]`.
+            users (sequence or torch.Tensor): Users, int64 :obj:`[n]`.
             k (int, optional): Length of the list. (default: :obj:`20`)
             exclude (torch.Tensor, optional): Pairs to leave out, int64
                 :obj:`[2, E]`; the interactions of :obj:`graph` if not given.
@@ -250,10 +265,16 @@ class Recommender(torch.nn.Module, ABC):
         Returns:
             (torch.Tensor, torch.Tensor): Items int64 and scores, both
             :obj:`[n, k]`; item :obj:`-1` where no item is left.
+
+        Raises:
+            TypeError: If :obj:`graph` is data, or ids are no integers.
+            ValueError: If :obj:`k` is below 1, or an id is out of range.
         """
+        check_graph(graph)
         with evaluating(self):
             user_emb, item_emb = self(graph)
-        users = users.to(user_emb.device)
+        users = check_ids(users, user_emb.size(0), 'users').to(user_emb.device)
         exclude = graph.edge_index if exclude is None else exclude
-        exclude = exclude.to(user_emb.device)
+        sizes = user_emb.size(0), item_emb.size(0)
+        exclude = check_pair_ids(exclude, *sizes, 'exclude').to(user_emb.device)
         return topk_items(user_emb, item_emb, users, k, exclude, None, batch_size)

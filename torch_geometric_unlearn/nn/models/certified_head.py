@@ -15,7 +15,7 @@ from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.ops import LazyPropagation
 from torch_geometric_unlearn.ops.lazy_propagation import PropagationUpdate
 from torch_geometric_unlearn.utils.check import check_float, check_int
-from torch_geometric_unlearn.utils.seed import generator
+from torch_geometric_unlearn.utils.seed import check_seed, generator
 from torch_geometric_unlearn.utils.topk import PairIndex
 
 # The sigmoid is Lipschitz with 1 / 4, its derivative with 1 / (6 sqrt 3).
@@ -186,8 +186,7 @@ class CertifiedHead(torch.nn.Module):
         self.epsilon = check_float(epsilon, 'epsilon', 1e-12, 1.0)
         self.delta = check_float(delta, 'delta', 1e-12, 1.0)
         self.r_max = check_float(r_max, 'r_max', 0.0)
-        self.seed = seed
-        generator(seed)  # Checks the seed.
+        self.seed = check_seed(seed)
         self._noise = generator(
             secrets.randbits(63) if noise_seed is None else noise_seed
         )
@@ -213,7 +212,7 @@ class CertifiedHead(torch.nn.Module):
     @torch.no_grad()
     def fit(self, data: HeteroData) -> CertifiedHead:
         r"""Trains all heads on the interactions that are not marked as forgotten."""
-        schema.validate(data)
+        data = schema.validate(data)
         pairs = schema.retained_edge_index(data)
         num_users, num_items = schema.num_users(data), schema.num_items(data)
         rng = generator(self.seed)
@@ -236,7 +235,7 @@ class CertifiedHead(torch.nn.Module):
         r"""Returns the exact item vectors of the interactions that are not marked as
         forgotten.
         """
-        schema.validate(data)
+        data = schema.validate(data)
         self._check_sizes(data)
         pairs = schema.retained_edge_index(data).to(self.content.device)
         prop = self._propagate(pairs, self.weight.size(0), 0.0)
@@ -267,7 +266,7 @@ class CertifiedHead(torch.nn.Module):
         Raises:
             ValueError: If the heads are not fitted, or know other interactions.
         """
-        schema.validate(data)
+        data = schema.validate(data)
         self._check_sizes(data)
         device, num_items = self.content.device, self.content.size(0)
         old_pairs = self.propagation.edge_index
@@ -376,6 +375,8 @@ class CertifiedHead(torch.nn.Module):
         parts = []
         for x in features.values():
             x = x.double().cpu()
+            peak = float(x.abs().max())
+            x = x / peak if 0 < peak < 1e-6 else x  # Well above the floor below.
             x = (x - x.mean(dim=0)) / x.std(dim=0, correction=0).clamp(min=1e-12)
             parts.append(_scaled(x))
         out = torch.cat(parts, dim=1)

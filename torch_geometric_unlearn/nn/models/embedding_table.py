@@ -56,7 +56,7 @@ class EmbeddingTable(Recommender):
         Raises:
             ValueError: If model and data differ in users or items.
         """
-        schema.validate(data)
+        data = schema.validate(data)
         check_sizes(data, self.num_users, self.num_items, {})
         edge_index = schema.retained_edge_index(data)
         graph = InteractionGraph(edge_index, self.num_users, self.num_items)

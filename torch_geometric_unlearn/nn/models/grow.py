@@ -45,7 +45,7 @@ def grow(model: ModuleT, data: HeteroData, seed: int = 0) -> ModuleT:
         >>> grow(model, new).num_users
         130
     """
-    schema.validate(data)
+    data = schema.validate(data)
     for name in ('num_users', 'num_items'):
         if not isinstance(getattr(model, name, None), int):
             raise ValueError(

@@ -84,9 +84,9 @@ class LightGCN(Recommender):
         self.hidden_channels = check_int(hidden_channels, 'hidden_channels', 1)
         self.num_layers = check_int(num_layers, 'num_layers', 0)
         self.weight_decay = check_float(weight_decay, 'weight_decay', 0.0)
-        self.user_embedding = Embedding(num_users, hidden_channels)
-        self.item_embedding = Embedding(num_items, hidden_channels)
-        self.conv = LayerMeanConv(num_layers)
+        self.user_embedding = Embedding(self.num_users, self.hidden_channels)
+        self.item_embedding = Embedding(self.num_items, self.hidden_channels)
+        self.conv = LayerMeanConv(self.num_layers)
         torch.nn.init.xavier_uniform_(self.user_embedding.weight)
         torch.nn.init.xavier_uniform_(self.item_embedding.weight)
 
@@ -95,7 +95,7 @@ class LightGCN(Recommender):
         r"""Returns a fresh model with the sizes of :obj:`data`, drawn from torch's
         global generator.
         """
-        schema.validate(data)
+        data = schema.validate(data)
         return cls(schema.num_users(data), schema.num_items(data), **kwargs)
 
     def build_graph(self, data: HeteroData) -> LightGCNGraph:
@@ -104,7 +104,7 @@ class LightGCN(Recommender):
         Raises:
             ValueError: If model and data differ in users or items.
         """
-        schema.validate(data)
+        data = schema.validate(data)
         check_sizes(data, self.num_users, self.num_items, {})
         edge_index = schema.retained_edge_index(data)
         both, _ = bipartite_operators(edge_index, self.num_users, self.num_items)

@@ -17,7 +17,7 @@ from torch_geometric_unlearn.ops.sparse_operator import (
     bipartite_operators,
     target_degree_operator,
 )
-from torch_geometric_unlearn.utils.check import check_float, check_int
+from torch_geometric_unlearn.utils.check import check_bool, check_float, check_int
 from torch_geometric_unlearn.utils.knn import feature_knn_graph
 
 from ._checks import check_modalities, check_sizes
@@ -130,10 +130,11 @@ class MGCN(Recommender):
         self.temperature = check_float(temperature, 'temperature', 1e-6)
         self.batch_size = check_int(batch_size, 'batch_size', 1)
         self.modalities = check_modalities(features, 'features', 'MGCN')
+        train_features = check_bool(train_features, 'train_features')
 
-        H = hidden_channels
-        self.user_embedding = Embedding(num_users, H)
-        self.item_embedding = Embedding(num_items, H)
+        H = self.hidden_channels
+        self.user_embedding = Embedding(self.num_users, H)
+        self.item_embedding = Embedding(self.num_items, H)
         self.features = ModuleDict()
         self.projection = ModuleDict()
         self.purifier = ModuleDict()
@@ -157,7 +158,7 @@ class MGCN(Recommender):
         r"""Returns a fresh model with the sizes and initial features of
         :obj:`data`, drawn from torch's global generator.
         """
-        schema.validate(data)
+        data = schema.validate(data)
         sizes = schema.num_users(data), schema.num_items(data)
         return cls(*sizes, schema.features(data), **kwargs)
 
@@ -172,7 +173,7 @@ class MGCN(Recommender):
         Raises:
             ValueError: If model and data differ in users, items or modalities.
         """
-        schema.validate(data)
+        data = schema.validate(data)
         channels = {name: self._channels(name) for name in self.modalities}
         check_sizes(data, self.num_users, self.num_items, channels)
         edge_index = schema.retained_edge_index(data)

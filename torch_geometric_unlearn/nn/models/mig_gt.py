@@ -17,8 +17,14 @@ from torch_geometric_unlearn.nn.conv import MarkovDiffusionConv, SampledAttentio
 from torch_geometric_unlearn.nn.functional import dropout
 from torch_geometric_unlearn.ops import SparseOperator
 from torch_geometric_unlearn.ops.sparse_operator import self_loop_operator
-from torch_geometric_unlearn.utils.check import check_choice, check_float, check_int
-from torch_geometric_unlearn.utils.seed import generator
+from torch_geometric_unlearn.utils.check import (
+    check_bool,
+    check_choice,
+    check_float,
+    check_int,
+)
+from torch_geometric_unlearn.utils.rows import moderate_rows
+from torch_geometric_unlearn.utils.seed import check_seed, generator
 
 from ._checks import check_modalities, check_sizes
 from .base import Recommender, Table, Triplets
@@ -255,17 +261,16 @@ class MIGGT(Recommender):
             for name, size in in_channels.items()
         }
         self.hidden_channels = check_int(hidden_channels, 'hidden_channels', 1)
-        check_int(encoder_channels, 'encoder_channels', 1)
+        encoder_channels = check_int(encoder_channels, 'encoder_channels', 1)
         self.num_samples = check_int(num_samples, 'num_samples', 1)
-        self.use_transformer = use_transformer
+        self.use_transformer = check_bool(use_transformer, 'use_transformer')
         self.weight_decay = check_float(weight_decay, 'weight_decay', 0.0)
         self.feature_dropout = check_float(feature_dropout, 'feature_dropout', 0, 0.99)
-        check_float(hidden_dropout, 'hidden_dropout', 0, 0.99)
+        hidden_dropout = check_float(hidden_dropout, 'hidden_dropout', 0, 0.99)
         self.user_dropout = check_float(user_dropout, 'user_dropout', 0, 0.99)
         self.item_dropout = check_float(item_dropout, 'item_dropout', 0, 0.99)
         self.out_dropout = check_float(out_dropout, 'out_dropout', 0, 0.99)
-        generator(sample_seed)  # Checks the seed.
-        self.sample_seed = sample_seed
+        self.sample_seed = check_seed(sample_seed, 'sample_seed')
         self.num_hops = _all_hops(num_hops, self.modalities)
         projected = {'image': 384} if projection_channels is None else (
             projection_channels
@@ -277,8 +282,8 @@ class MIGGT(Recommender):
                 sizes[name] = check_int(projected[name], 'projection_channels', 1)
                 matrix = torch.randn(in_channels[name], sizes[name])
                 self.register_buffer(f'projection_{name}', matrix)
-        H = hidden_channels
-        self.user_embedding = Embedding(num_users, H)
+        H = self.hidden_channels
+        self.user_embedding = Embedding(self.num_users, H)
         self.encoder = ModuleDict({
             name: FeatureEncoder(sizes[name], encoder_channels, H, hidden_dropout)
             for name in self.modalities
@@ -295,7 +300,7 @@ class MIGGT(Recommender):
         r"""Returns a fresh model with the sizes of :obj:`data`, drawn from torch's
         global generator.
         """
-        schema.validate(data)
+        data = schema.validate(data)
         channels = {name: x.size(1) for name, x in schema.features(data).items()}
         return cls(schema.num_users(data), schema.num_items(data), channels, **kwargs)
 
@@ -316,7 +321,7 @@ class MIGGT(Recommender):
         Raises:
             ValueError: If model and data differ in users, items or modalities.
         """
-        schema.validate(data)
+        data = schema.validate(data)
         check_sizes(data, self.num_users, self.num_items, self.in_channels)
         weight = self.user_embedding.weight
         edge_index = schema.retained_edge_index(data)
@@ -324,7 +329,7 @@ class MIGGT(Recommender):
         for name in self.modalities:
             x = data[schema.ITEM][f'x_{name}'].to(weight)
             if f'projection_{name}' in self._buffers:
-                x = x @ self.get_buffer(f'projection_{name}')
+                x = moderate_rows(x) @ self.get_buffer(f'projection_{name}')
                 x = x / (x.norm(dim=1, keepdim=True) + 1e-8)
             features[name] = x
         rng = generator(self.sample_seed)

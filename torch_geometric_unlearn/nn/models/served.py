@@ -11,7 +11,7 @@ from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import without_request
 from torch_geometric_unlearn.utils.mode import evaluating
 
-from .base import HasBranches, HasContent, RecommenderLike
+from .base import HasBranches, HasContent, RecommenderLike, check_graph
 
 
 class Served:
@@ -27,6 +27,9 @@ class Served:
         model (torch.nn.Module): The model.
         graph (Any): The result of :obj:`model.build_graph`.
 
+    Raises:
+        TypeError: If :obj:`graph` is the data that it is to be built from.
+
     Example:
         >>> served = Served.of(model, ForgetUsers([3])(data))
         >>> [tuple(emb.size()) for emb in served.embeddings]
@@ -34,6 +37,7 @@ class Served:
     """
 
     def __init__(self, model: RecommenderLike, graph: Any) -> None:
+        check_graph(graph)
         self.model, self.graph = model, graph
 
     @classmethod

@@ -146,7 +146,7 @@ class ShardEnsemble(Recommender):
         Raises:
             ValueError: If model and data differ in the number of users.
         """
-        schema.validate(data)
+        data = schema.validate(data)
         if schema.num_users(data) != self.owner.numel():
             raise ValueError(
                 f'The model has {self.owner.numel()} users, but the data has '
