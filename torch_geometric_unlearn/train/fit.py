@@ -17,7 +17,11 @@ from torch_geometric_unlearn.metrics import embed, ranking_metrics
 from torch_geometric_unlearn.nn.models.base import RecommenderLike
 from torch_geometric_unlearn.utils.check import check_choice, check_float, check_int
 from torch_geometric_unlearn.utils.resources import ResourceMeter
-from torch_geometric_unlearn.utils.seed import random_states, set_random_states
+from torch_geometric_unlearn.utils.seed import (
+    isolated_seed,
+    random_states,
+    set_random_states,
+)
 
 from .checkpoint import fingerprint, load_state, load_tensors, save_tensors
 
@@ -177,9 +181,7 @@ def fit(
         run.loss = torch.compile(run.loss, **compile)
     validation = schema.held_out(data, 'val').to(device)
     exclude = train_pairs.to(device)
-    devices = [device] if device.type == 'cuda' else []
-    with torch.random.fork_rng(devices), ResourceMeter(device) as meter:
-        torch.manual_seed(seed)
+    with isolated_seed(seed), ResourceMeter(device) as meter:
         if checkpoint is not None and Path(checkpoint).exists():
             run.load(checkpoint)
             graph = model.build_graph(data)  # Of that state.

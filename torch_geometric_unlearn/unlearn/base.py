@@ -17,7 +17,7 @@ from torch_geometric_unlearn.nn.models.base import RecommenderLike
 from torch_geometric_unlearn.transforms import DropForgotten
 from torch_geometric_unlearn.utils.mode import copy_modes
 from torch_geometric_unlearn.utils.resources import ResourceMeter
-from torch_geometric_unlearn.utils.seed import isolated_seed
+from torch_geometric_unlearn.utils.seed import generator, isolated_seed
 
 _CONTRACT = ('build_graph', 'forward', 'loss', 'branches', 'tables')
 
@@ -69,6 +69,7 @@ class Unlearner(ABC):
     :obj:`unlearner(model, data)` takes a trained model and the data with a request
     marked in it, and returns an :class:`UnlearnResult`. Neither input is modified, and
     the same seed gives the same result. A request that marks nothing is a no-op.
+    Requests from several threads are served one after the other.
 
     A method implements :meth:`_unlearn`, and :meth:`supports` if it can't serve every
     model that meets the model contract.
@@ -85,8 +86,7 @@ class Unlearner(ABC):
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
-        with isolated_seed(seed):  # Checks the seed.
-            pass
+        generator(seed)  # Checks the seed.
 
     def prepare(  # noqa: B027
         self,
@@ -128,6 +128,7 @@ class Unlearner(ABC):
             if not ok:
                 raise ValueError(f'{self} cannot serve this request: {reason}')
             out = copy.deepcopy(model)
+            copy_modes(model, out)  # Another thread may be looking at the model.
             retained = DropForgotten()(data)
             history: list[dict[str, Any]] = []
             request = Request.of(data)

@@ -28,7 +28,11 @@ from torch_geometric_unlearn.train.checkpoint import tensor_digest
 from torch_geometric_unlearn.utils.check import check_choice, check_int
 from torch_geometric_unlearn.utils.mode import copy_modes
 from torch_geometric_unlearn.utils.resources import ResourceMeter
-from torch_geometric_unlearn.utils.seed import generator, isolated_seed
+from torch_geometric_unlearn.utils.seed import (
+    generator,
+    isolated_seed,
+    one_at_a_time,
+)
 
 from ._balanced_groups import SOLVERS, balanced_groups
 from .base import Unlearner, UnlearnResult
@@ -169,6 +173,7 @@ class UltraRE(Unlearner):
         self.prepare_history: list[dict[str, Any]] = []
         self._key: tuple[Any, ...] | None = None
 
+    @one_at_a_time()
     def prepare(
         self,
         build_model: Callable[[HeteroData], RecommenderLike] | None,
@@ -216,6 +221,7 @@ class UltraRE(Unlearner):
             )
         return True, ''
 
+    @one_at_a_time()  # Two threads may share the prepared ensemble.
     def __call__(self, model: RecommenderLike, data: HeteroData) -> UnlearnResult:
         r"""Returns the ensemble after the request.
 
