@@ -9,7 +9,7 @@ from torch_geometric.testing import withCUDA
 from torch_geometric_unlearn.utils.seed import (
     generator,
     isolated_seed,
-
+    one_at_a_time,
     random_states,
     set_random_states,
 )
