@@ -5,7 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 if 'PYTEST_XDIST_WORKER' in os.environ:  # Workers share the cores.
     os.environ.setdefault('OMP_NUM_THREADS', '1')
@@ -65,6 +67,17 @@ def run_code() -> Callable[[str], int]:
         process.start()
         process.join()
         return process.exitcode
+
+    return run
+
+
+@pytest.fixture(scope='session')
+def run_in_threads() -> Callable[..., list[Any]]:
+    r"""Runs functions at the same time, and returns their results in order."""
+
+    def run(*functions: Callable[[], Any]) -> list[Any]:
+        with ThreadPoolExecutor(len(functions)) as pool:
+            return [f.result(60) for f in [pool.submit(f) for f in functions]]
 
     return run
 

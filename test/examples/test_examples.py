@@ -53,7 +53,7 @@ def test_custom_data(tmp_path):  # In a process of its own, as a user would.
 
 def test_week_in_a_shop(run):
     out = run('week_in_a_shop.py', '--size', 'tiny', '--epochs', '2')
-    header, _, *lines = out.splitlines()
+    _, _, *lines = out.splitlines()
     assert [line.split()[0] for line in lines][:5] == [
         'Monday',
         'Tuesday',

@@ -1,5 +1,6 @@
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -132,8 +133,8 @@ def test_without_held_out_pairs(data, trained):
     for unlearner in (TRU(), MMRecUn()):
         with pytest.raises(ValueError, match=r'needs 20 validation pairs .* \(got 0'):
             unlearner(trained, marked)
-    partial = PartialRetrain(num_epochs=2, min_steps=20, batch_size=128)
-    result = check_unlearner(partial, trained, marked)
+    retrain_rows = PartialRetrain(num_epochs=2, min_steps=20, batch_size=128)
+    result = check_unlearner(retrain_rows, trained, marked)
     assert math.isnan(result.history[-1]['touched_val_ndcg@20'])
     assert result.history[-1]['selected']
 
@@ -180,3 +181,18 @@ def test_gradients_go(data, trained):
     result = EdgeDrop()(model, ForgetUsers([3])(data))
     assert all(p.grad is None for p in result.model.parameters())
     assert any(p.grad is not None for p in model.parameters())  # The caller's stay.
+
+
+def test_threads_get_what_one_after_the_other_gets(data, trained, run_in_threads):
+    unlearner, partial_retrain = TRU(num_epochs=1), UNLEARNERS['partial_retrain']
+    jobs = [
+        partial(unlearner, trained, ForgetUsers([3])(data)),
+        partial(unlearner, trained, ForgetItems([5])(data)),
+        partial(partial_retrain, trained, ForgetUsers([8])(data)),
+    ]
+    expected, state = [job().model for job in jobs], torch.get_rng_state()
+    results = run_in_threads(*jobs)
+    for result, model in zip(results, expected):
+        for name, value in result.model.state_dict().items():
+            assert torch.equal(value, model.state_dict()[name])
+    assert torch.equal(torch.get_rng_state(), state)

@@ -1,9 +1,13 @@
+import copy
+import time
+from functools import partial
+
 import pytest
 import torch
 
 from torch_geometric_unlearn.audit import completion, membership
 from torch_geometric_unlearn.metrics import closeness, cross_modal_cka, embed
-from torch_geometric_unlearn.nn import MGCN, MIGGT
+from torch_geometric_unlearn.nn import MGCN, MIGGT, RecommenderAdapter
 from torch_geometric_unlearn.testing import check_model
 from torch_geometric_unlearn.transforms import ForgetUsers
 from torch_geometric_unlearn.unlearn import TRU, EdgeDrop, PartialRetrain, RowReset
@@ -31,6 +35,55 @@ def test_evaluating_restores_every_module():
     assert modes(model) == before
     with pytest.raises(KeyError), evaluating(model):
         raise KeyError
+    assert modes(model) == before
+
+
+class Slow(torch.nn.Module):
+    r"""Lets other threads run in the middle of its forward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = torch.nn.Embedding(160, 8)
+        self.first, self.second = torch.nn.Dropout(), torch.nn.Dropout()
+
+    def forward(self):
+        out = self.first(self.table.weight)
+        time.sleep(5e-3)
+        return self.second(out)
+
+
+def test_threads_look_at_one_model(data, run_in_threads):
+    model = partly_frozen(RecommenderAdapter(Slow(), 100, 60).module)
+    adapter = RecommenderAdapter(model, 100, 60)
+    graph, users, before = adapter.build_graph(data), torch.arange(100), modes(model)
+    expected = adapter.recommend(graph, users)
+
+    def look(delay):
+        time.sleep(delay)
+        for _ in range(5):
+            out = adapter.recommend(graph, users)
+            copied = EdgeDrop()(adapter, ForgetUsers([3])(data)).model
+            assert modes(copied.module) == before
+        return out
+
+    state = torch.get_rng_state()
+    for out in run_in_threads(*(partial(look, n * 2e-3) for n in range(4))):
+        assert all(torch.equal(x, y) for x, y in zip(out, expected))
+    assert modes(model) == before
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_modes_during_a_look():
+    model = partly_frozen(torch.nn.Sequential(torch.nn.ReLU(), torch.nn.ReLU()))
+    before = modes(model)
+    with evaluating(model):
+        copied = copy.deepcopy(model)
+        assert not any(modes(copied).values())
+        copy_modes(model, copied)
+        assert modes(copied) == before
+        with evaluating(model[0]):
+            pass
+        assert not any(modes(model).values())
     assert modes(model) == before
 
 

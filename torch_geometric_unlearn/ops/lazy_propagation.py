@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -179,6 +179,23 @@ class LazyPropagation:
     def num_edges(self) -> int:
         r"""Number of undirected edges that are left."""
         return int(self._count.sum()) // 2
+
+    def state(self) -> dict[str, Tensor]:
+        r"""Returns all that removals have changed, beside :obj:`edge_index`, by name;
+        not copied.
+        """
+        return {
+            'sent': self._sent,
+            'residue': self._residue,
+            'embedding': self._embedding,
+        }
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        r"""Copies what :meth:`state` of a propagation over the same edges has returned,
+        after which both give the same results bit for bit.
+        """
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])
 
     @torch.no_grad()
     def residue(self) -> Tensor:

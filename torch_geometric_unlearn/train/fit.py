@@ -24,6 +24,7 @@ from torch_geometric_unlearn.utils.check import (
 from torch_geometric_unlearn.utils.resources import ResourceMeter
 from torch_geometric_unlearn.utils.seed import (
     check_seed,
+    isolated_seed,
     random_states,
     set_random_states,
 )
@@ -190,9 +191,7 @@ def fit(
         run.loss = torch.compile(run.loss, **compile)
     validation = schema.held_out(data, 'val').to(device)
     exclude = train_pairs.to(device)
-    devices = [device] if device.type == 'cuda' else []
-    with torch.random.fork_rng(devices), ResourceMeter(device) as meter:
-        torch.manual_seed(seed)
+    with isolated_seed(seed), ResourceMeter(device) as meter:
         if checkpoint is not None and Path(checkpoint).exists():
             run.load(checkpoint)
             graph = model.build_graph(data)  # Of that state.

@@ -74,6 +74,7 @@ class Unlearner(ABC):
     :obj:`unlearner(model, data)` takes a trained model and the data with a request
     marked in it, and returns an :class:`UnlearnResult`. Neither input is modified, and
     the same seed gives the same result. A request that marks nothing is a no-op.
+    Requests from several threads are served one after the other.
 
     A method implements :meth:`_unlearn`, and :meth:`supports` if it can't serve every
     model that meets the model contract.
@@ -140,6 +141,7 @@ class Unlearner(ABC):
             if not ok:
                 raise ValueError(f'{self} cannot serve this request: {reason}')
             out = copy.deepcopy(model)
+            copy_modes(model, out)  # Another thread may be looking at the model.
             retained = (drop or DropForgotten())(data)
             history: list[dict[str, Any]] = []
             request = Request.of(data)

@@ -30,7 +30,11 @@ from torch_geometric_unlearn.utils.check import check_choice, check_int
 from torch_geometric_unlearn.utils.mode import copy_modes
 from torch_geometric_unlearn.utils.resources import ResourceMeter
 from torch_geometric_unlearn.utils.rows import unit_rows
-from torch_geometric_unlearn.utils.seed import generator, isolated_seed
+from torch_geometric_unlearn.utils.seed import (
+    generator,
+    isolated_seed,
+    one_at_a_time,
+)
 
 from ._balanced_groups import SOLVERS, balanced_groups
 from .base import Unlearner, UnlearnResult
@@ -171,6 +175,7 @@ class UltraRE(Unlearner):
         self.prepare_history: list[dict[str, Any]] = []
         self._key: tuple[Any, ...] | None = None
 
+    @one_at_a_time()
     def prepare(
         self,
         build_model: Callable[[HeteroData], RecommenderLike] | None,
@@ -218,6 +223,7 @@ class UltraRE(Unlearner):
             )
         return True, ''
 
+    @one_at_a_time()  # Two threads may share the prepared ensemble.
     def __call__(
         self,
         model: RecommenderLike,

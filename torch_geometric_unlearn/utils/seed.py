@@ -2,6 +2,8 @@ r"""Randomness that comes only from seeds which the caller can set."""
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Integral
@@ -9,6 +11,28 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+_lock = threading.RLock()
+
+
+def _renew() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, 'register_at_fork'):  # The thread that held it is not in the child.
+    os.register_at_fork(after_in_child=_renew)
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    r"""Runs the block in one thread of the process at a time; blocks may be nested.
+
+    Unlearning, training and audits that train draw from torch's global generators,
+    which all threads share, and so wait for each other here. Reading a model doesn't.
+    """
+    with _lock:
+        yield
 
 
 def check_seed(seed: Any, name: str = 'seed') -> int:
@@ -36,11 +60,13 @@ def generator(seed: int, device: torch.device | str = 'cpu') -> torch.Generator:
 def isolated_seed(seed: int) -> Iterator[None]:
     r"""Seeds torch's global generators inside the block and restores them after it.
 
-    For code that draws from the global generators, as :obj:`torch.nn.init` does.
+    For code that draws from the global generators, as :obj:`torch.nn.init` does. Other
+    threads that come here wait for the end of the block. Those that draw from the
+    global generators without it are not held off, and would take part of its numbers.
     """
     seed = check_seed(seed)
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=list(devices)):
+    with one_at_a_time(), torch.random.fork_rng(devices=list(devices)):
         torch.manual_seed(seed)
         yield
 

@@ -1,5 +1,7 @@
 import copy
 import math
+import sys
+from functools import partial
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.metrics import evaluate_split
 from torch_geometric_unlearn.nn import CertifiedHead
 from torch_geometric_unlearn.testing._snapshot import assert_same, snapshot
+from torch_geometric_unlearn.train import load_model, save_model
 from torch_geometric_unlearn.transforms import (
     DropForgotten,
     ForgetInteractions,
@@ -301,3 +304,155 @@ def test_bad_arguments(data):
         del data['item'][f'x_{name}']
     with pytest.raises(ValueError, match='must hold item features'):
         CertifiedHead().fit(data)
+
+
+def state_of(head):
+    return {name: tensor.clone() for name, tensor in head.state_dict().items()}
+
+
+def same_state(first, second):
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def interrupted(function, when):
+    r"""Runs until some line of the package is reached, and tells how many were."""
+    count = 0
+
+    def trace(frame, event, _):
+        nonlocal count
+        if 'torch_geometric_unlearn' not in frame.f_code.co_filename:
+            return None
+        if event == 'line':
+            count += 1
+            if count == when:
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        function()
+    except KeyboardInterrupt:
+        assert count == when
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def test_an_interrupted_request_changes_nothing(data):
+    marked = ForgetUsers([3, 8])(data)
+    # Some heads are over their budget, and residues are pushed.
+    fitted = CertifiedHead(8, alpha=1e-3, r_max=1e9, noise_seed=0).fit(data)
+    old, done = state_of(fitted), copy.deepcopy(fitted)
+    expected = done.forget(marked)
+    assert expected.retrained_heads.numel() > 0
+    assert len(expected.propagation) == 2
+    new = state_of(done)
+    num_lines = interrupted(lambda: copy.deepcopy(fitted).forget(marked), None)
+    stops = torch.linspace(1, num_lines, 25).int().tolist()
+    head, num_unchanged = copy.deepcopy(fitted), 0
+    for stop in stops:
+        interrupted(lambda head=head: head.forget(marked), stop)
+        if same_state(old, state_of(head)):
+            num_unchanged += 1
+        else:
+            assert same_state(new, state_of(head))
+            head = copy.deepcopy(fitted)
+    assert num_unchanged >= len(stops) - 1  # All but what follows the last step.
+    update = copy.deepcopy(fitted).forget(marked)
+    assert torch.equal(update.bound, expected.bound)
+
+
+@pytest.mark.parametrize(
+    'name', ['_affected', '_step', '_train', 'bound', '_examples', '_propagate']
+)
+def test_a_failing_fit_or_request_changes_nothing(name, data, monkeypatch):
+    def fail(*args):
+        raise MemoryError
+
+    marked = ForgetUsers([3])(data)
+    fresh = CertifiedHead(8, alpha=1e-4, noise_seed=0)
+    head = CertifiedHead(8, alpha=1e-4, noise_seed=0).fit(data)
+    before = state_of(head)
+    with monkeypatch.context() as patch:
+        patch.setattr(CertifiedHead, name, fail)
+        if name not in ('_affected', '_step', 'bound'):
+            for one in (fresh, head):
+                with pytest.raises(MemoryError):
+                    one.fit(DropForgotten()(marked))
+        if name != '_propagate':
+            with pytest.raises(MemoryError):
+                head.forget(marked)
+    assert same_state(before, state_of(head))
+    assert same_state(before, state_of(fresh.fit(data)))
+
+
+def test_two_threads_forget_one_after_the_other(data, run_in_threads):
+    pairs = data[schema.EDGE_TYPE].edge_index
+    requests = [ForgetInteractions(pairs[:, n : n + 1])(data) for n in (0, 1)]
+    head = CertifiedHead(8, noise_seed=0).fit(data)
+
+    def forget(marked):
+        try:
+            head.forget(marked)
+        except ValueError as error:  # The second one has to look at what is left.
+            return str(error)
+
+    refused = run_in_threads(*(partial(forget, marked) for marked in requests))
+    assert sum(message is not None for message in refused) == 1
+    assert head.propagation.num_edges == pairs.size(1) - 1
+
+
+@pytest.mark.parametrize('r_max', [0.0, 1e9])
+def test_a_restored_head_gives_the_same_answers(r_max, data, tmp_path):
+    path = tmp_path / 'head.safetensors'
+    kwargs = {'alpha': 0.02, 'r_max': r_max}
+    head = CertifiedHead(8, noise_seed=0, **kwargs).fit(data)
+    head.forget(marked := ForgetUsers([3, 8])(data))
+    data = DropForgotten()(marked)
+    save_model(head, path)
+    other = CertifiedHead(8, noise_seed=5, **kwargs).fit(data)
+    assert not torch.equal(other.weight, head.weight)
+    load_model(other, path)
+    for user in (20, 40):
+        assert same_state(state_of(head), state_of(other))
+        marked = ForgetUsers([user])(data)
+        first, second = head.forget(marked), other.forget(marked)
+        assert first.retrained_heads.numel() > 0  # New noise was drawn.
+        assert torch.equal(first.bound, second.bound)
+        assert torch.equal(first.touched_heads, second.touched_heads)
+        data = DropForgotten()(marked)
+    nested = torch.nn.ModuleList([CertifiedHead(8, **kwargs)])
+    nested.load_state_dict({f'0.{k}': v for k, v in head.state_dict().items()})
+    assert same_state(state_of(head), state_of(nested[0]))
+    nested[0].forget(ForgetUsers([50])(data))
+    assert not same_state(state_of(head), state_of(nested[0]))  # Nothing is shared.
+
+
+def test_refuses_another_state(data, tmp_path):
+    head = CertifiedHead(8, noise_seed=0).fit(data)
+    path = tmp_path / 'head.safetensors'
+    for action in (save_model, load_model):
+        save_model(head, tmp_path / 'other.safetensors')
+        with pytest.raises(ValueError, match='must be fitted before its state'):
+            action(CertifiedHead(8), tmp_path / 'other.safetensors')
+    before, state = state_of(head), state_of(head)
+    for key, value in [
+        ('settings', state_of(CertifiedHead(8, alpha=3.0).fit(data))['settings']),
+        ('edge_index', state['edge_index'] + 1000),
+        ('gradient_bound', state['gradient_bound'][:-1]),
+        ('sent', state['sent'][:, :-1]),
+        ('noise', state['noise'][:-1]),
+    ]:
+        with pytest.raises(RuntimeError, match='Error'):
+            head.load_state_dict(state | {key: value})
+        assert same_state(before, state_of(head))
+    with pytest.raises(RuntimeError, match=r'Missing key.*noise'):
+        head.load_state_dict({k: v for k, v in state.items() if k != 'noise'})
+    with pytest.raises(RuntimeError, match=r'Unexpected key.*other'):
+        head.load_state_dict(state | {'other': state['weight']})
+    assert same_state(before, state_of(head))
+    save_model(CertifiedHead(8, alpha=3.0).fit(data), path)
+    with pytest.raises((RuntimeError, ValueError), match='certified with'):
+        load_model(head, path)
+    assert same_state(before, state_of(head))

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import copy
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,12 +16,26 @@ from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.ops import LazyPropagation
 from torch_geometric_unlearn.ops.lazy_propagation import PropagationUpdate
 from torch_geometric_unlearn.utils.check import check_float, check_int
-from torch_geometric_unlearn.utils.seed import check_seed, generator
+from torch_geometric_unlearn.utils.seed import (
+    check_seed,
+    generator,
+    one_at_a_time,
+)
 from torch_geometric_unlearn.utils.topk import PairIndex
 
 # The sigmoid is Lipschitz with 1 / 4, its derivative with 1 / (6 sqrt 3).
 _SLOPE, _CURVATURE = 1 / 4, 1 / (6 * math.sqrt(3))
 _USERS_PER_BLOCK = 512
+
+#: What a fit sets, a request changes, and a state brings back.
+_CHANGED = (
+    'content', 'negatives', 'weight', 'gradient_bound', '_noise', '_propagation'
+)
+#: The names of a state.
+_STATE = (
+    'settings', 'edge_index', 'content', 'negatives', 'weight', 'gradient_bound',
+    'noise', 'sent', 'residue', 'embedding',
+)
 
 
 @dataclass
@@ -130,6 +145,13 @@ class CertifiedHead(torch.nn.Module):
 
     Everything runs in float64 on the device of the data that it was fitted on.
 
+    The state that :obj:`state_dict` returns and
+    :meth:`~torch_geometric_unlearn.train.save_model` writes holds all of it: heads,
+    bounds, interactions, what waits in the propagation, what was certified, and the
+    generator of the noise, so that restored heads answer the next request as these
+    would. Whoever reads that file knows the noise: keep it as secret. To restore, call
+    :meth:`fit` with the interactions of then, and load.
+
     Args:
         hidden_channels (int, optional): Size of the projected content; features with
             fewer channels stay as they are. (default: :obj:`32`)
@@ -209,9 +231,26 @@ class CertifiedHead(torch.nn.Module):
         r"""The maintained item vectors, float64 :math:`(N_{item}, H)`."""
         return _with_intercept(self.propagation)
 
-    @torch.no_grad()
     def fit(self, data: HeteroData) -> CertifiedHead:
         r"""Trains all heads on the interactions that are not marked as forgotten."""
+        with one_at_a_time(), torch.no_grad():
+            draft = self._draft()
+            draft._fit(data)
+            self._become(draft)
+        return self
+
+    def _draft(self) -> CertifiedHead:
+        r"""Returns a copy to work on, so that what is interrupted changes nothing."""
+        out = copy.copy(self)
+        for name in ('weight', 'gradient_bound', '_noise', '_propagation'):
+            setattr(out, name, copy.deepcopy(getattr(self, name, None)))
+        return out
+
+    def _become(self, draft: CertifiedHead) -> None:
+        changed = {name: getattr(draft, name) for name in _CHANGED}
+        self.__dict__.update(changed)  # In one step: no signal comes between.
+
+    def _fit(self, data: HeteroData) -> None:
         data = schema.validate(data)
         pairs = schema.retained_edge_index(data)
         num_users, num_items = schema.num_users(data), schema.num_items(data)
@@ -229,7 +268,6 @@ class CertifiedHead(torch.nn.Module):
         #: propagation, float64 :obj:`[num_users]`.
         self.gradient_bound = self.content.new_zeros(num_users)
         self._train(torch.arange(num_users, device=pairs.device), pairs)
-        return self
 
     def build_graph(self, data: HeteroData) -> CertifiedGraph:
         r"""Returns the exact item vectors of the interactions that are not marked as
@@ -254,9 +292,9 @@ class CertifiedHead(torch.nn.Module):
         factor = 1 + _SLOPE * self.weight.norm(dim=1) * largest
         return self.gradient_bound + factor * error
 
-    @torch.no_grad()
     def forget(self, data: HeteroData) -> CertifiedUpdate:
-        r"""Removes the marked interactions from heads and item vectors, in place.
+        r"""Removes the marked interactions from heads and item vectors. Whatever stops
+        it half-way leaves all as it was, and the request can be made again.
 
         Args:
             data (HeteroData): The data with a request, whose interactions must be
@@ -266,8 +304,15 @@ class CertifiedHead(torch.nn.Module):
         Raises:
             ValueError: If the heads are not fitted, or know other interactions.
         """
-        data = schema.validate(data)
-        self._check_sizes(data)
+        with one_at_a_time(), torch.no_grad():
+            data = schema.validate(data)
+            self._check_sizes(data)
+            draft = self._draft()
+            update = draft._forget(data)
+            self._become(draft)
+        return update
+
+    def _forget(self, data: HeteroData) -> CertifiedUpdate:
         device, num_items = self.content.device, self.content.size(0)
         old_pairs = self.propagation.edge_index
         store = data[schema.EDGE_TYPE].edge_index.to(device)
@@ -302,6 +347,89 @@ class CertifiedHead(torch.nn.Module):
             joint_epsilon=float(bound.norm()) / self.budget * self.epsilon,
             propagation=updates,
         )
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Tensor], prefix: str, keep_vars: bool
+    ) -> None:
+        destination |= {prefix + k: v.detach() for k, v in self._state().items()}
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Tensor],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        size = len(prefix)
+        own = {k[size:]: v for k, v in state_dict.items() if k[:size] == prefix}
+        missing = [prefix + name for name in _STATE if name not in own]
+        missing_keys += missing
+        unexpected_keys += [prefix + name for name in own if name not in _STATE]
+        if not missing and set(own) == set(_STATE):
+            try:
+                self._become(self._restored(own))
+            except (RuntimeError, TypeError, ValueError) as error:
+                error_msgs.append(str(error))
+
+    def _state(self) -> dict[str, Tensor]:
+        r"""Returns all that the next answer depends on, by name."""
+        if self._propagation is None:
+            raise ValueError(
+                f"'{self}' must be fitted before its state is saved, or replaced by "
+                f"that of a file. Call 'fit(data)'; for a file, with the interactions "
+                f'that the saved heads knew.'
+            )
+        return {
+            'settings': self._settings(),
+            'edge_index': self.propagation.edge_index,
+            'content': self.content,
+            'negatives': self.negatives,
+            'weight': self.weight,
+            'gradient_bound': self.gradient_bound,
+            'noise': self._noise.get_state(),
+            **self.propagation.state(),
+        }
+
+    def _restored(self, state: Mapping[str, Tensor]) -> CertifiedHead:
+        r"""Returns a copy with a state, after checking that it is of these heads."""
+        settings = self._settings()
+        if not torch.equal(state['settings'].cpu(), settings):
+            raise ValueError(
+                f"'settings' must be what the heads were certified with, "
+                f"{settings.tolist()} for '{self}' (got {state['settings'].tolist()}). "
+                f'Build it with the same arguments.'
+            )
+        if self._propagation is not None:
+            device = self.content.device
+            state = {name: tensor.to(device) for name, tensor in state.items()}
+        out = copy.copy(self)
+        for name in ('content', 'negatives', 'weight', 'gradient_bound'):
+            setattr(out, name, state[name].clone())
+        num_users, num_channels = out.weight.shape
+        prop = out._propagate(state['edge_index'], num_users, self.r_max)
+        expected = {
+            'content': [out.content.size(0), num_channels - 1],
+            'negatives': [num_users, out.negatives.size(1)],
+            'gradient_bound': [num_users],
+            **{name: list(tensor.shape) for name, tensor in prop.state().items()},
+        }
+        got = {name: list(state[name].shape) for name in expected}
+        if got != expected:
+            raise ValueError(f'The state must have shapes {expected} (got {got})')
+        prop.load_state(state)
+        out._propagation = prop
+        out._noise = torch.Generator()
+        out._noise.set_state(state['noise'].cpu())
+        return out
+
+    def _settings(self) -> Tensor:
+        r"""Returns what the heads are certified for and how all was drawn."""
+        numbers = [self.alpha, self.epsilon, self.delta, self.weight_decay, self.r_max]
+        counts = [self.hidden_channels, self.num_negatives, *divmod(self.seed, 2**32)]
+        return torch.tensor([*numbers, *counts, *self.weights], dtype=torch.float64)
 
     def _affected(
         self, old_emb: Tensor, old_pairs: Tensor, forgotten: Tensor
