@@ -2,12 +2,13 @@ r"""Tables, result files, and the report of a request."""
 
 from .content import request_hash
 from .html import render_html
-from .report import build_report, write_report
+from .report import build_report, read_report, write_report
 from .table import format_table, save_json, versions
 
 __all__ = [
     'build_report',
     'format_table',
+    'read_report',
     'render_html',
     'request_hash',
     'save_json',

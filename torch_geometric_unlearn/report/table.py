@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -77,9 +77,15 @@ def save_json(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
     Raises:
         OSError: If the file can't be written.
     """
-    text = json.dumps(_without_nan(content), indent=2, allow_nan=False) + '\n'
+    text = json_bytes(content)
     make_folder(os.path.dirname(os.fspath(path)) or '.')
-    atomic_save(lambda file: file.write(text.encode()), path)
+    atomic_save(lambda file: file.write(text), path, len(text))
+
+
+def json_bytes(content: Mapping[str, Any]) -> bytes:
+    r"""Returns what :meth:`save_json` writes."""
+    text = json.dumps(_without_nan(dict(content)), indent=2, allow_nan=False)
+    return f'{text}\n'.encode()
 
 
 def _processor() -> str:
