@@ -18,10 +18,11 @@ from torch_geometric_unlearn.nn.models.base import RecommenderLike
 from torch_geometric_unlearn.unlearn import UnlearnResult
 from torch_geometric_unlearn.utils.check import check_int
 from torch_geometric_unlearn.utils.files import atomic_save_all, make_folder
+from torch_geometric_unlearn.utils.versions import versions
 
 from .content import ROLES, collect, plain
 from .html import render_html
-from .table import json_bytes, versions
+from .table import json_bytes
 from .verdict import check_tolerance, judge
 
 #: Version of the layout of the JSON file.
