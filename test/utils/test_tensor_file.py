@@ -27,6 +27,7 @@ def test_round_trip(tmp_path):
     plain = to_plain(value, tensors, 'data')
     save_tensors(tmp_path / 'file', tensors, {'content': plain})
     tensors, meta = load_tensors(tmp_path / 'file')
+    assert all(x.data_ptr() % 16 == 0 for x in tensors.values())
     out = from_plain(meta['content'], tensors)
     assert list(out) == list(value)
     assert [type(x) for x in out['ids']] == [str, str, int, int, tuple, str]

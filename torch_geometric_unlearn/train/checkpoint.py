@@ -158,11 +158,21 @@ def check_header(header: dict[str, Any], path: str | os.PathLike[str]) -> None:
         for key, kind in kinds.items()
         if not isinstance(header.get(key, kind()), kind)
     ]
-    modules = header.get('modules', {}).values() if 'modules' not in bad else ()
-    if any(not isinstance(m, list) or len(m) != 2 for m in modules):
-        bad.append('modules')
-    if bad or (version == FORMAT and '' not in header.get('modules', {})):
-        raise ValueError(f"The header of '{path}' is damaged (got no valid {bad}).")
+    if version == FORMAT and not bad:
+        modules = header.get('modules', {})
+        if '' not in modules or not all(map(_is_module, modules.values())):
+            bad.append('modules')
+        if len(header.get('class', [])) != 2:
+            bad.append('class')
+    if bad:
+        raise ValueError(
+            f"The header of '{path}' is damaged (got no valid {bad}). Save it again."
+        )
+
+
+def _is_module(value: Any) -> bool:
+    is_pair = isinstance(value, list) and len(value) == 2
+    return is_pair and isinstance(value[0], str) and isinstance(value[1], dict)
 
 
 def model_record(model: RecommenderLike) -> dict[str, Any]:
@@ -308,16 +318,22 @@ def _build(
     tensors: dict[str, Tensor],
     path: str | os.PathLike[str],
 ) -> Recommender:
-    by_class = {(cls.__module__, cls.__qualname__): cls for cls in _BUILT}
-    cls = by_class.get(tuple(header.get('class', ())))
+    by_class = {f'{cls.__module__}.{cls.__qualname__}': cls for cls in _BUILT}
+    cls = by_class.get('.'.join(map(str, header.get('class', ()))))
     if cls is None:
         names = [cls.__name__ for cls in _BUILT]
         raise ValueError(
             f"'{path}' holds a '{header.get('model', '')}', which can't be built from "
             f"it (only {names} of format {FORMAT} can). Build the model and pass it."
         )
-    with isolated_seed(0):  # What is drawn is overwritten.
-        return cls.from_saved(header['modules'][''][1], tensors)
+    try:
+        with isolated_seed(0):  # What is drawn is overwritten.
+            return cls.from_saved(header['modules'][''][1], tensors)
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise ValueError(
+            f"'{path}' is damaged: no '{cls.__name__}' has the arguments and tensors "
+            f'in it ({error}). Save it again.'
+        ) from error
 
 
 def _ids_digest(ids: Any, node_type: str) -> str:

@@ -263,13 +263,11 @@ class RowTraining:
         for key, tensor in tensors.items():
             kind, _, rest = key.partition('/')
             place, _, name = rest.partition('/')
-            if kind == 'rng' or name == 'step':
+            if kind == 'rng':
                 continue
             value = known.get(place)
-            if value is None or [tensor.shape, tensor.dtype] != [
-                value.shape,
-                value.dtype,
-            ]:
+            shape = torch.Size() if name == 'step' or value is None else value.shape
+            if value is None or tensor.shape != shape:
                 raise ValueError(
                     f"'{path}' is damaged: '{key}' fits none of the rows to train. "
                     f'Start a new run with another file.'

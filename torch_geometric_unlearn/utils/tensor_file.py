@@ -52,7 +52,8 @@ def load_tensors(
     try:
         with safe_open(str(path), framework='pt') as f:
             text = (f.metadata() or {}).get(_HEADER)
-            tensors = {key: f.get_tensor(key) for key in f.keys()}
+            # Copies lie at aligned addresses, on which the last bits of sums depend.
+            tensors = {key: f.get_tensor(key).clone() for key in f.keys()}
     except SafetensorError as error:
         raise ValueError(
             f"'{path}' is no complete safetensors file ({error}). Write it again."
