@@ -70,7 +70,7 @@ for method, unlearner in unlearners.items():
     path = cells / f'{method}.safetensors'
     if path.exists():
         models[method] = build_model(data).to(args.device)
-        rows[method] = load_model(models[method], path)
+        rows[method] = load_model(models[method], path, data=marked)
         continue
     result = unlearner(model, marked)
     seconds = result.seconds
@@ -78,7 +78,7 @@ for method, unlearner in unlearners.items():
         seconds = sum(row['seconds'] for row in result.history)
     models[method] = result.model
     rows[method] = {'seconds': seconds, 'peak_memory': result.peak_memory}
-    save_model(result.model, path, rows[method])
+    save_model(result.model, path, rows[method], data=result.data)
     print(f'{method} done in {seconds:.1f} s', flush=True)
 
 # 2. The audits.

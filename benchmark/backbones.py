@@ -97,7 +97,7 @@ def load_original(backbone, data, out, seed, device='cpu', **fit_args):
     torch.manual_seed(seed)
     model = BUILD[backbone](data).to(device)
     if path.exists():
-        return model, load_model(model, path)
+        return model, load_model(model, path, data=data)
     progress = resumable(path.with_suffix('.ck'))
     result = fit(model, data, seed=seed, **fit_args, **progress)
     run = {
@@ -109,5 +109,5 @@ def load_original(backbone, data, out, seed, device='cpu', **fit_args):
         'test': evaluate_split(model, data),
         'test_own_masking': evaluate_split(model, data, mask_validation=True),
     }
-    save_model(model, path, run)
+    save_model(model, path, run, data=data)
     return model, run

@@ -99,7 +99,7 @@ def retrained(marked, folder, seed):
     torch.manual_seed(seed)
     fresh = build_model(retained)
     if path.exists():
-        return fresh, load_model(fresh, path)
+        return fresh, load_model(fresh, path, data=retained)
     if args.no_training:
         return None, {}
     progress = resumable(path.with_suffix('.ck'))
@@ -109,7 +109,7 @@ def retrained(marked, folder, seed):
         'best_epoch': result.best_epoch,
         'num_epochs': len(result.history),
     }
-    save_model(fresh, path, run)
+    save_model(fresh, path, run, data=retained)
     return fresh, run
 
 

@@ -45,7 +45,7 @@ batch_size = fit_args.get('batch_size', 2048)
 torch.manual_seed(args.seed)
 model = build_model(data).to(args.device)
 if args.checkpoint:
-    load_model(model, args.checkpoint)
+    load_model(model, args.checkpoint, data=data)
 else:
     fit(model, data, seed=args.seed, **fit_args | {'num_epochs': 2})
 

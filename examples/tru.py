@@ -86,7 +86,7 @@ def build_model(data):
 torch.manual_seed(args.seed)
 model = build_model(data)
 if args.checkpoint and Path(args.checkpoint).exists():
-    run = load_model(model, args.checkpoint)
+    run = load_model(model, args.checkpoint, data=data)
 else:
     result = fit(model, data, seed=args.seed, **settings)
     run = {
@@ -97,7 +97,7 @@ else:
         'history': result.history,
     }
     if args.checkpoint:
-        save_model(model, args.checkpoint, run)
+        save_model(model, args.checkpoint, run, data=data)
 
 # 3. Unlearn with every method, and measure all models alike.
 batch = {'batch_size': settings.get('batch_size', 2048), 'seed': args.seed}

@@ -66,6 +66,51 @@ def test_bad_input(shape, num_weights, size, is_symmetric, match):
         SparseOperator(edge_index, torch.ones(num_weights), size, is_symmetric)
 
 
+OUTSIDE = [([0, 3], [0, 1]), ([0, 1], [0, 4]), ([-1, 0], [0, 0]), ([0, 1], [-9, 0])]
+
+
+@pytest.mark.parametrize('pairs', OUTSIDE)
+@pytest.mark.parametrize('build', range(4))
+def test_index_out_of_range(pairs, build):
+    edge_index, weight = torch.tensor(pairs), torch.ones(2)
+    if build == 3:
+        edge_index[1, 1] += edge_index[1, 1] == 1  # Both are of the same kind there.
+    match = r"'edge_index' must hold (source|target|user|item) nodes in \[0, [23]\]"
+    with pytest.raises(ValueError, match=match):
+        [
+            lambda: SparseOperator(edge_index, weight, (3, 4)),
+            lambda: bipartite_operators(edge_index, 3, 4),
+            lambda: self_loop_operator(edge_index, 3, 4),
+            lambda: target_degree_operator(edge_index, weight, 3),
+        ][build]()
+
+
+@pytest.mark.parametrize('far', [2**31, 2**40, -(2**40)])
+def test_index_far_out_of_range(far):
+    edge_index = torch.tensor([[0, far], [0, 1]])
+    with pytest.raises(ValueError, match=rf'got {far}\)'):
+        SparseOperator(edge_index, torch.ones(2), (2, 2))
+
+
+def test_wrong_types():
+    edge_index, weight = torch.tensor([[0], [1]]), torch.ones(1)
+    for bad in (edge_index.int(), edge_index.double(), [[0], [1]]):
+        with pytest.raises(TypeError, match="'edge_index' must be an int64 tensor"):
+            SparseOperator(bad, weight, (2, 2))
+    for bad in (weight.long(), weight > 0, [1.0]):
+        with pytest.raises(TypeError, match="'edge_weight' must be a floating point"):
+            SparseOperator(edge_index, bad, (2, 2))
+        with pytest.raises(TypeError, match="'edge_weight' must be a floating point"):
+            target_degree_operator(edge_index, bad, 2)
+    with pytest.raises(ValueError, match=r"on the device of 'edge_index', 'cpu' \(got"):
+        SparseOperator(edge_index, weight.to('meta'), (2, 2))
+    for size, match in (((2.0, 2), 'source nodes'), ((2,), "'size' must be a tuple")):
+        with pytest.raises(TypeError, match=match):
+            SparseOperator(edge_index, weight, size)
+    with pytest.raises(TypeError, match='would be cut to integers'):
+        SparseOperator(edge_index, weight, (2, 2)).to(torch.int64)
+
+
 @pytest.mark.parametrize('kind', ['synthetic', 'isolated', 'single', 'empty'])
 def test_bipartite_operators(data, kind):
     sizes = {'synthetic': (100, 60), 'isolated': (120, 80)}

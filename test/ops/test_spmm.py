@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from torch_geometric.testing import onlyLinux, withCUDA, withPackage
@@ -211,6 +213,17 @@ def test_wrong_shapes(shape):
     match = r"'x' must have shape \[60, H\] for SparseOperator\(size=\(60, 7\)"
     with pytest.raises(ValueError, match=match):
         spmm(make_operator('wide'), torch.randn(shape))
+
+
+@pytest.mark.parametrize('kernel', backends())
+@pytest.mark.parametrize('dtype', [torch.int64, torch.bool, torch.complex64])
+def test_wrong_types(kernel, dtype):
+    operator = make_operator('isolated')
+    x = torch.ones(50, 2, dtype=dtype)
+    with use_backend(kernel):
+        for function in (spmm, partial(layer_mean, num_layers=1)):
+            with pytest.raises(TypeError, match="'x' must be a floating point tensor"):
+                function(operator, x)
 
 
 def test_use_backend():

@@ -11,8 +11,13 @@ from torch_geometric_unlearn.loader import TripletLoader
 from torch_geometric_unlearn.metrics import evaluate_split
 from torch_geometric_unlearn.nn import MGCN, MIGGT
 from torch_geometric_unlearn.train import fit, load_model
-from torch_geometric_unlearn.transforms import DropForgotten, ForgetUsers
+from torch_geometric_unlearn.transforms import (
+    DropForgotten,
+    ForgetUsers,
+    ItemKNNGraph,
+)
 from torch_geometric_unlearn.utils.seed import isolated_seed
+from torch_geometric_unlearn.utils.tensor_file import load_tensors, save_tensors
 
 
 def build(data, **kwargs):
@@ -236,6 +241,84 @@ def test_bad_checkpoints(data, tmp_path):
     dropped = DropForgotten()(ForgetUsers([1])(data))
     with pytest.raises(ValueError, match=r'other settings or data .data:'):
         fit(build(data), dropped, num_epochs=2, checkpoint=path, resume=True)
+
+
+def flip_features(data):
+    data['item'].x_text = data['item'].x_text.flip(0)
+
+
+def drop_a_held_out_pair(data):
+    data.val_edge_label_index = data.val_edge_label_index[:, 1:]
+
+
+def link_items(data):
+    linked = ItemKNNGraph(3)(data)
+    for edge_type in linked.edge_types[1:]:
+        data[edge_type].update(linked[edge_type])
+
+
+def rename_a_user(data):
+    data['user'].raw_id = [f'u{u}' for u in range(data['user'].num_nodes)]
+
+
+def reorder(data):
+    store = data[schema.EDGE_TYPE]
+    store.edge_index = store.edge_index.flip(1)
+
+
+@pytest.mark.parametrize(
+    'change', [flip_features, drop_a_held_out_pair, link_items, rename_a_user, reorder]
+)
+def test_resume_with_other_data(data, tmp_path, change):
+    path = tmp_path / 'run.safetensors'
+    args = {'checkpoint': path, 'resume': True}
+    fit(build(data), data, num_epochs=1, **args)
+    other = data.clone()
+    change(other)
+    model = build(data)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r'other settings or data .data: \w{64} in'):
+        fit(model, other, num_epochs=2, **args)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+    fit(model, data.clone(), num_epochs=2, **args)
+
+
+def test_resume_with_another_model_of_the_same_shapes(data, tmp_path):
+    path = tmp_path / 'run.safetensors'
+    args = {'checkpoint': path, 'resume': True}
+    fit(build(data), data, num_epochs=1, **args)
+    with pytest.raises(ValueError, match=r"'num_layers' is 2 in the file and 1 in the"):
+        fit(build(data, num_layers=1), data, num_epochs=2, **args)
+    frozen = build(data)
+    frozen.user_embedding.requires_grad_(False)
+    with pytest.raises(ValueError, match=r'other settings or data \(trained: '):
+        fit(frozen, data, num_epochs=2, **args)
+    with pytest.raises(ValueError, match=r'is torch.float32 in the file and torch.flo'):
+        fit(build(data).double(), data, num_epochs=2, **args)
+    with pytest.raises(ValueError, match=r'other settings or data \(compile: None in '):
+        fit(build(data), data, num_epochs=2, compile={}, **args)
+
+
+def test_resume_from_a_damaged_file(data, tmp_path):
+    path = tmp_path / 'run.safetensors'
+    args = {'checkpoint': path, 'resume': True}
+    fit(build(data), data, num_epochs=1, **args)
+    tensors, header = load_tensors(path)
+    name = 'user_embedding.weight'
+    for change in (
+        {f'best/{name}': torch.ones(1)},
+        {'adam/exp_avg/nonsense': torch.ones(1)},
+        {f'adam/exp_avg/{name}': torch.ones(1)},
+        {f'adam/step/{name}': torch.ones(2)},
+    ):
+        save_tensors(path, tensors | change, header)
+        model = build(data)
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        with pytest.raises(ValueError, match=r'another model: |is damaged: '):
+            fit(model, data, num_epochs=2, **args)
+        for key, value in model.state_dict().items():
+            assert torch.equal(value, before[key])
 
 
 def test_diverging_loss_is_reported(data):

@@ -29,6 +29,7 @@ from torch_geometric_unlearn.unlearn import (
 )
 from torch_geometric_unlearn.unlearn._row_training import RowTraining
 from torch_geometric_unlearn.unlearn._touched_rows import start_smoothly, touched_rows
+from torch_geometric_unlearn.utils.tensor_file import load_tensors, save_tensors
 
 EDGE = schema.EDGE_TYPE
 FEW = {'batch_size': 256, 'min_steps': 10, 'num_epochs': 2}
@@ -325,10 +326,29 @@ def test_resume_gives_the_same(name, shared_lr, data, tmp_path, monkeypatch):
         'another request': (model, ForgetUsers([4])(data)),
         'as many other rows': (model, ForgetUsers([3, 18])(data)),
         'another model': (perturbed(model), marked),
+        'other features': (model, changed(marked, 'x_image')),
+        'other held-out pairs': (model, changed(marked, 'val_edge_label_index')),
     }
+    content = path.read_bytes()
     for other in others.values():
         with pytest.raises(ValueError, match='belongs to another run'):
             PartialRetrain(checkpoint=path, resume=True, **kwargs)(*other)
+    tensors, header = load_tensors(path)
+    for change in ({'value/0': torch.ones(1)}, {'adam/99/exp_avg': torch.ones(1)}):
+        save_tensors(path, tensors | change, header)
+        with pytest.raises(ValueError, match=r'is damaged: .* fits none of the'):
+            PartialRetrain(checkpoint=path, resume=True, **kwargs)(model, marked)
+    path.write_bytes(content)
+    PartialRetrain(checkpoint=path, resume=True, **kwargs)(model, marked)
+
+
+def changed(data, name):
+    data = copy.deepcopy(data)
+    store = data['item'] if name.startswith('x_') else data
+    store[name] = store[name].flip(-1)
+    if name.startswith('val'):
+        store[name] = store[name][:, 1:]
+    return data
 
 
 def perturbed(model):

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torch_geometric_unlearn.utils.digest import content_digest
 from torch_geometric_unlearn.utils.optional import import_optional
 
 TextEncoder = str | Callable[[list[str]], Any]
@@ -45,6 +46,18 @@ def encoder_name(encoder: TextEncoder, name: str | None = None) -> str:
             f'function defined with def.'
         )
     return f'{encoder.__module__}.{own}'
+
+
+def encoder_digest(encoder: TextEncoder) -> str:
+    r"""Returns a digest of all that a callable consists of, code and variables.
+
+    Raises:
+        TypeError: If it holds something without content to compare.
+    """
+    try:
+        return content_digest(encoder, 'text_encoder')
+    except TypeError as error:
+        raise TypeError(f'{error} Or pass text_encoder_name.') from error
 
 
 def check_installed(encoder: TextEncoder) -> None:

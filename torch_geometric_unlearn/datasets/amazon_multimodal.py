@@ -34,6 +34,7 @@ from torch_geometric_unlearn.datasets._text_features import (
     TextEncoder,
     check_installed,
     encode_texts,
+    encoder_digest,
     encoder_name,
 )
 from torch_geometric_unlearn.transforms.split_interactions import split_per_user
@@ -119,16 +120,16 @@ class AmazonMultimodal(StoredDataset):
             :obj:`[num_items, F]`. Only for source :obj:`"snap"`.
             (default: :obj:`"all-MiniLM-L6-v2"`, 384 columns)
         text_encoder_name (str, optional): Name of a callable encoder, which tells
-            its processed files from others. (default: its module and name)
+            its processed files from others. (default: its module, name and content)
         text_channels (int, optional): Number of columns of :obj:`"tfidf"`.
             (default: :obj:`384`)
         base_url (str, optional): Where to download the raw files from, a mirror of
             the folder :obj:`productGraph`. (default: :obj:`None`, the address of SNAP)
         transform (callable, optional): A transform applied before every access.
             (default: :obj:`None`)
-        pre_transform (callable, optional): A transform applied before saving. Its
-            :meth:`__repr__` is part of the processed file's name.
-            (default: :obj:`None`)
+        pre_transform (callable, optional): A transform applied before saving. All
+            that it consists of, code and attributes, decides on the processed file's
+            name. (default: :obj:`None`)
         force_reload (bool, optional): Whether to process the raw files again, e.g.
             after replacing one. (default: :obj:`False`)
         log (bool, optional): Whether to print the progress. (default: :obj:`True`)
@@ -190,6 +191,9 @@ class AmazonMultimodal(StoredDataset):
         self.seed = check_seed(seed)
         self.text_encoder = text_encoder
         self.text_encoder_name = encoder_name(text_encoder, text_encoder_name)
+        self._encoder_digest = ''
+        if not isinstance(text_encoder, str) and text_encoder_name is None:
+            self._encoder_digest = encoder_digest(text_encoder)
         self.text_channels = check_int(text_channels, 'text_channels', 1)
         self.base_url = (base_url or self.url).rstrip('/')
         self.root = osp.normpath(osp.expanduser(os.fspath(root)))
@@ -228,7 +232,7 @@ class AmazonMultimodal(StoredDataset):
         if self.source == 'snap':
             options.append(f'seed{self.seed}')
             if 'text' in self.modalities:
-                options.append(self.text_encoder_name)
+                options += [self.text_encoder_name, self._encoder_digest]
                 if self.text_encoder == 'tfidf':
                     options.append(self.text_channels)
         return self.processed_name(*options)

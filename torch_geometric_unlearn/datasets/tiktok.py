@@ -40,9 +40,9 @@ class TikTok(StoredDataset):
             :obj:`"text"` to load. (default: :obj:`("image", "audio")`)
         transform (callable, optional): A transform applied before every access.
             (default: :obj:`None`)
-        pre_transform (callable, optional): A transform applied before saving. Its
-            :meth:`__repr__` is part of the processed file's name.
-            (default: :obj:`None`)
+        pre_transform (callable, optional): A transform applied before saving. All
+            that it consists of, code and attributes, decides on the processed file's
+            name. (default: :obj:`None`)
         force_reload (bool, optional): Whether to process the raw files again, e.g.
             after replacing one. (default: :obj:`False`)
         log (bool, optional): Whether to print the progress. (default: :obj:`True`)

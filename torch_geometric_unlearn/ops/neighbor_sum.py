@@ -20,9 +20,29 @@ class Neighbors:
     Args:
         index (torch.Tensor): Neighbours, int64 :obj:`[N, C]`, repeats allowed.
         num_sources (int): Number of nodes to choose from.
+
+    Raises:
+        TypeError: If :obj:`index` is not int64.
+        ValueError: If its shape is another one, or a node is out of range (where a
+            look costs no wait for the device).
     """
 
     def __init__(self, index: Tensor, num_sources: int) -> None:
+        if not isinstance(index, Tensor) or index.dtype != torch.int64:
+            got = index.dtype if isinstance(index, Tensor) else type(index).__name__
+            raise TypeError(f"'index' must be an int64 tensor (got {got})")
+        if index.dim() != 2:
+            raise ValueError(
+                f"'index' must have shape [N, C] (got {list(index.shape)})"
+            )
+        can_look = index.is_cpu and not torch.compiler.is_compiling()
+        if can_look and index.numel() > 0:
+            low, high = (int(value) for value in index.aminmax())
+            if low < 0 or high >= num_sources:
+                raise ValueError(
+                    f"'index' must hold nodes in [0, {num_sources - 1}], as there are "
+                    f'{num_sources} (got {low if low < 0 else high})'
+                )
         self.index = index.contiguous()
         self.num_sources = num_sources
         self._transpose: list[Tensor] | None = None

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch_geometric.utils import degree
 
-from torch_geometric_unlearn.utils.check import check_bool
+from torch_geometric_unlearn.utils.check import check_bool, check_int
 from torch_geometric_unlearn.utils.plain import plain
 
 
@@ -24,7 +24,10 @@ class SparseOperator:
             :math:`\mathbf{A} = \mathbf{A}^{\top}`. (default: :obj:`False`)
 
     Raises:
-        ValueError: If shapes disagree, or a non-square matrix is called symmetric.
+        TypeError: If indices are not int64, values not floating point, or a size is no
+            integer.
+        ValueError: If shapes or devices disagree, an index is out of range, or a
+            non-square matrix is called symmetric.
     """
 
     def __init__(
@@ -35,15 +38,8 @@ class SparseOperator:
         is_symmetric: bool = False,
     ) -> None:
         edge_index = plain(edge_index)
-        if edge_index.dim() != 2 or edge_index.size(0) != 2:
-            raise ValueError(
-                f"'edge_index' must have shape [2, E] (got {list(edge_index.shape)})"
-            )
-        if edge_weight.shape != edge_index.shape[1:]:
-            raise ValueError(
-                f"'edge_weight' must have shape [{edge_index.size(1)}] "
-                f'(got {list(edge_weight.shape)})'
-            )
+        check_entries(edge_index, size)
+        check_values(edge_index, edge_weight)
         is_symmetric = check_bool(is_symmetric, 'is_symmetric')
         if is_symmetric and size[0] != size[1]:
             raise ValueError(f'A symmetric operator must be square (got size {size})')
@@ -106,7 +102,17 @@ class SparseOperator:
         return self._segments[key]
 
     def to(self, *args: torch.device | str | torch.dtype) -> SparseOperator:
-        r"""Returns a copy on another device, or with values of another data type."""
+        r"""Returns a copy on another device, or with values of another data type.
+
+        Raises:
+            TypeError: If the data type is not floating point.
+        """
+        for dtype in args:
+            if isinstance(dtype, torch.dtype) and not dtype.is_floating_point:
+                raise TypeError(
+                    f"'dtype' must be a floating point type (got {dtype}), or values "
+                    f'would be cut to integers'
+                )
         out = object.__new__(SparseOperator)
         out.size, out.is_symmetric = self.size, self.is_symmetric
         out._segments, out._transpose_order = {}, None
@@ -128,6 +134,70 @@ class SparseOperator:
         )
 
 
+def check_entries(
+    edge_index: Tensor,
+    size: tuple[int, int],
+    names: tuple[str, str] = ('source', 'target'),
+) -> None:
+    r"""Checks the places of the entries of a matrix.
+
+    Args:
+        edge_index (torch.Tensor): Two indices per entry, int64 :obj:`[2, E]`.
+        size (tuple): Number of values that each of them can take.
+        names (tuple, optional): What they are. (default: :obj:`('source', 'target')`)
+
+    Raises:
+        TypeError: If indices are not int64 or a size is no integer.
+        ValueError: If the shape is another one, or an index is out of range.
+    """
+    if not isinstance(edge_index, Tensor) or edge_index.dtype != torch.int64:
+        raise TypeError(
+            f"'edge_index' must be an int64 tensor (got {_type_of(edge_index)}). "
+            f"Convert it with '.long()'."
+        )
+    if edge_index.dim() != 2 or edge_index.size(0) != 2:
+        raise ValueError(
+            f"'edge_index' must have shape [2, E] (got {list(edge_index.shape)})"
+        )
+    if not isinstance(size, tuple) or len(size) != 2:
+        raise TypeError(f"'size' must be a tuple of two integers (got {size!r})")
+    for row, num, name in zip(edge_index, size, names):
+        check_int(num, f'number of {name} nodes', 0)
+        if row.numel() == 0:
+            continue
+        low, high = (int(value) for value in row.aminmax())
+        if low < 0 or high >= num:
+            raise ValueError(
+                f"'edge_index' must hold {name} nodes in [0, {num - 1}], as there are "
+                f'{num} (got {low if low < 0 else high}). Number them from 0, or pass '
+                f'the size of the whole graph.'
+            )
+
+
+def check_values(edge_index: Tensor, edge_weight: Tensor) -> None:
+    r"""Checks the values of the entries of a matrix.
+
+    Raises:
+        TypeError: If they are not floating point.
+        ValueError: If there is not one per entry, or they are on another device.
+    """
+    if not isinstance(edge_weight, Tensor) or not edge_weight.is_floating_point():
+        raise TypeError(
+            f"'edge_weight' must be a floating point tensor (got "
+            f"{_type_of(edge_weight)}). Convert it with '.float()'."
+        )
+    if edge_weight.shape != edge_index.shape[1:]:
+        raise ValueError(
+            f"'edge_weight' must have shape [{edge_index.size(1)}] "
+            f'(got {list(edge_weight.shape)})'
+        )
+    if edge_weight.device != edge_index.device:
+        raise ValueError(
+            f"'edge_weight' must be on the device of 'edge_index', "
+            f"'{edge_index.device}' (got '{edge_weight.device}'). Move it there."
+        )
+
+
 def bipartite_operators(
     edge_index: Tensor,
     num_users: int,
@@ -144,7 +214,12 @@ def bipartite_operators(
         edge_index (torch.Tensor): (user, item) pairs, int64 :obj:`[2, E]`.
         num_users (int): Number of users.
         num_items (int): Number of items.
+
+    Raises:
+        TypeError, ValueError: If :obj:`edge_index` is not as described, or holds an id
+            that is out of range.
     """
+    check_entries(edge_index, (num_users, num_items), ('user', 'item'))
     user, item = edge_index[0], edge_index[1]
     inv_sqrt_user = _inv_sqrt(degree(user, num_users))
     inv_sqrt_item = _inv_sqrt(degree(item, num_items))
@@ -174,7 +249,12 @@ def self_loop_operator(
         edge_index (torch.Tensor): (user, item) pairs, int64 :obj:`[2, E]`.
         num_users (int): Number of users.
         num_items (int): Number of items.
+
+    Raises:
+        TypeError, ValueError: If :obj:`edge_index` is not as described, or holds an id
+            that is out of range.
     """
+    check_entries(edge_index, (num_users, num_items), ('user', 'item'))
     num_nodes = num_users + num_items
     user, item = edge_index[0], edge_index[1] + num_users
     loop = torch.arange(num_nodes, device=edge_index.device)
@@ -200,11 +280,21 @@ def target_degree_operator(
         edge_index (torch.Tensor): (source, target) pairs, int64 :obj:`[2, E]`.
         edge_weight (torch.Tensor): Weights :obj:`[E]`.
         num_nodes (int): Number of nodes.
+
+    Raises:
+        TypeError, ValueError: If an argument is not as described, or an index is out
+            of range.
     """
+    check_entries(edge_index, (num_nodes, num_nodes))
+    check_values(edge_index, edge_weight)
     deg = edge_weight.new_zeros(num_nodes).index_add_(0, edge_index[1], edge_weight)
     norm = _inv_sqrt(deg)
     weight = norm[edge_index[0]] * edge_weight * norm[edge_index[1]]
     return SparseOperator(edge_index, weight, (num_nodes, num_nodes))
+
+
+def _type_of(value: object) -> object:
+    return value.dtype if isinstance(value, Tensor) else type(value).__name__
 
 
 def _inv_sqrt(deg: Tensor) -> Tensor:

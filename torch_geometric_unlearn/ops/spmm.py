@@ -235,6 +235,7 @@ def spmm(operator: SparseOperator, x: Tensor) -> Tensor:
         torch.Tensor: Node features :math:`(N_{target}, H)` in the type of :obj:`x`.
 
     Raises:
+        TypeError: If :obj:`x` is not floating point.
         ValueError: If :obj:`x` has the wrong number of rows.
     """
     operator, x, dtype = _prepare(operator, x)
@@ -260,6 +261,7 @@ def layer_mean(operator: SparseOperator, x: Tensor, num_layers: int) -> Tensor:
         torch.Tensor: Node features :math:`(N, H)` in the type of :obj:`x`.
 
     Raises:
+        TypeError: If :obj:`x` is not floating point.
         ValueError: If :obj:`x` has the wrong number of rows, the matrix is not square,
             or :obj:`num_layers` is negative.
     """
@@ -301,6 +303,7 @@ def diffuse(
         torch.Tensor: Node features :math:`(N, H)` in the type of :obj:`x`.
 
     Raises:
+        TypeError: If :obj:`x` is not floating point.
         ValueError: If :obj:`x` has the wrong number of rows, the matrix is not square,
             :obj:`num_layers` is negative, or :obj:`dropout` is out of range.
     """
@@ -316,6 +319,18 @@ def diffuse(
     return _propagate(x, num_layers, float(alpha), csr, csr_t).to(dtype)
 
 
+def check_floating(x: Tensor) -> None:
+    r"""Raises a :class:`TypeError` unless :obj:`x` is a floating point tensor, to which
+    products are converted.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(
+            f"'x' must be a floating point tensor (got {got}). Convert it with "
+            f"'.float()'."
+        )
+
+
 def _check_square(operator: SparseOperator, num_layers: int) -> None:
     num_layers = check_int(num_layers, 'num_layers', 0)
     if operator.size[0] != operator.size[1]:
@@ -325,6 +340,7 @@ def _check_square(operator: SparseOperator, num_layers: int) -> None:
 def _prepare(
     operator: SparseOperator, x: Tensor
 ) -> tuple[SparseOperator, Tensor, torch.dtype]:
+    check_floating(x)
     if x.dim() != 2 or x.size(0) != operator.size[0]:
         raise ValueError(
             f"'x' must have shape [{operator.size[0]}, H] for {operator} "

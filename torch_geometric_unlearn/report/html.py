@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
+from hashlib import sha256
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from .svg import HATCH, bar_plot, heat_map, histogram, line_plot, path_plot
+from .table import json_bytes
 from .verdict import listing
 
 _NOTHING = 'not available'
@@ -65,7 +67,8 @@ class _Note(NamedTuple):
 
 
 def render_html(content: Mapping[str, Any]) -> str:
-    r"""Returns the page for a report.
+    r"""Returns the page for a report. Its :obj:`json-sha256` is the digest of the JSON
+    file with the same content.
 
     Args:
         content (dict): Result of
@@ -82,6 +85,7 @@ def render_html(content: Mapping[str, Any]) -> str:
         'settings': _settings(content),
         'hints': _hints(content),
         'hatch': Markup(HATCH),
+        'json_sha256': sha256(json_bytes(content)).hexdigest(),
     }
     return _environment().get_template('report.html').render(shown)
 

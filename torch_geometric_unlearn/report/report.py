@@ -2,9 +2,12 @@ r"""What is known of a request, as JSON and as a page."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +17,13 @@ from torch_geometric_unlearn.evaluation import ORIGINAL, RETRAINED
 from torch_geometric_unlearn.nn.models.base import RecommenderLike
 from torch_geometric_unlearn.unlearn import UnlearnResult
 from torch_geometric_unlearn.utils.check import check_bool, check_int
-from torch_geometric_unlearn.utils.files import atomic_save, make_folder
+from torch_geometric_unlearn.utils.files import atomic_save_all, make_folder
 from torch_geometric_unlearn.utils.seed import check_seed
+from torch_geometric_unlearn.utils.versions import versions
 
 from .content import ROLES, collect, plain
 from .html import render_html
-from .table import save_json, versions
+from .table import json_bytes
 from .verdict import check_tolerance, judge
 
 #: Version of the layout of the JSON file.
@@ -171,6 +175,12 @@ def write_report(
     r"""Writes what is known of a request as JSON and as one page of HTML, which loads
     nothing else.
 
+    Both are complete before one of them gets its name, and an old page goes before a
+    new JSON file comes: whenever the process is killed, there are both files of one
+    request, or the JSON file alone, of this request or the last one. The page then
+    follows from it, see :meth:`read_report`. The page names the SHA-256 of its JSON
+    file.
+
     Args:
         result (UnlearnResult or dict): What the unlearner returned, or the result of
             :meth:`build_report`, perhaps read back from a JSON file.
@@ -204,17 +214,70 @@ def write_report(
         content = dict(result)
     else:
         content = build_report(result, **kwargs)
-    if content.get('schema_version') != SCHEMA_VERSION:
-        raise ValueError(
-            f"'result' must have schema_version {SCHEMA_VERSION} (got "
-            f"{content.get('schema_version')!r}). Build it with 'build_report'."
-        )
-    base = Path(path)
-    if base.suffix in ('.html', '.json'):
-        base = base.with_suffix('')
-    html_path = base.with_name(base.name + '.html')
-    page = render_html(content)
-    save_json(base.with_name(base.name + '.json'), content)
-    make_folder(os.path.dirname(os.fspath(html_path)) or '.')
-    atomic_save(lambda file: file.write(page.encode()), html_path)
+    _check_version(content.get('schema_version'), 'result')
+    json_path, html_path = _paths(path)
+    text, page = json_bytes(content), render_html(content).encode()
+    make_folder(os.path.dirname(json_path) or '.')
+    atomic_save_all(
+        [
+            (lambda file: file.write(text), json_path),
+            (lambda file: file.write(page), html_path),
+        ],
+        len(text) + len(page),
+    )
     return content
+
+
+def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
+    r"""Returns the content of a report after checking that its page belongs to it.
+
+    Args:
+        path (str or Path): Where :meth:`write_report` wrote it, with or without
+            ``.html`` or ``.json``.
+
+    Raises:
+        FileNotFoundError: If there is no JSON file.
+        ValueError: If that is no report of this version, or the page is missing, or was
+            made from another JSON file; tells how to make it anew.
+
+    Example:
+        >>> content = write_report(EdgeDrop()(model, ForgetUsers([3])(data)), 'report')
+        >>> read_report('report') == content
+        True
+    """
+    json_path, html_path = _paths(path)
+    if not os.path.isfile(json_path):
+        raise FileNotFoundError(f"There is no report '{json_path}'")
+    text = Path(json_path).read_bytes()
+    try:
+        content = json.loads(text)
+        version = content['schema_version']
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise ValueError(
+            f"'{json_path}' is not the JSON file of a report ({error}). Write it again."
+        ) from error
+    _check_version(version, json_path)
+    page = Path(html_path).read_bytes() if os.path.isfile(html_path) else b''
+    found = re.search(rb'<meta name="json-sha256" content="([0-9a-f]{64})">', page)
+    if found is None or found[1].decode() != sha256(text).hexdigest():
+        state = 'was made from another file' if page else 'is missing'
+        raise ValueError(
+            f"The page '{html_path}' {state}. Make it from the JSON file with "
+            f"write_report(json.load(open('{json_path}')), '{html_path}')."
+        )
+    return content
+
+
+def _check_version(version: Any, name: str) -> None:
+    if version != SCHEMA_VERSION:
+        raise ValueError(
+            f"'{name}' must have schema_version {SCHEMA_VERSION} (got {version!r}). "
+            f"Build it with 'build_report'."
+        )
+
+
+def _paths(path: str | os.PathLike[str]) -> tuple[str, str]:
+    base = os.fspath(path)
+    root, suffix = os.path.splitext(base)
+    base = root if suffix in ('.html', '.json') else base
+    return f'{base}.json', f'{base}.html'

@@ -4,16 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import subprocess
-from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-import numpy
-import torch
-import torch_geometric
 
 from torch_geometric_unlearn.utils.files import atomic_save, make_folder
 
@@ -46,25 +38,6 @@ def format_table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
     return '\n'.join(lines)
 
 
-def versions() -> dict[str, str]:
-    r"""Returns what a saved run should say about its surroundings."""
-    from torch_geometric_unlearn import __version__
-
-    device = _processor()
-    if torch.cuda.is_available():
-        device = torch.cuda.get_device_name()
-    return {
-        'torch_geometric_unlearn': __version__,
-        'torch': torch.__version__,
-        'torch_geometric': torch_geometric.__version__,
-        'numpy': numpy.__version__,
-        'python': platform.python_version(),
-        'device': device,
-        'num_threads': str(torch.get_num_threads()),
-        'git': _git_hash(),
-    }
-
-
 def save_json(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
     r"""Writes a result file in one atomic step.
 
@@ -77,29 +50,15 @@ def save_json(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
     Raises:
         OSError: If the file can't be written.
     """
-    text = json.dumps(_without_nan(content), indent=2, allow_nan=False) + '\n'
+    text = json_bytes(content)
     make_folder(os.path.dirname(os.fspath(path)) or '.')
-    atomic_save(lambda file: file.write(text.encode()), path)
+    atomic_save(lambda file: file.write(text), path, len(text))
 
 
-def _processor() -> str:
-    with suppress(OSError):
-        for line in Path('/proc/cpuinfo').read_text().splitlines():
-            if line.startswith('model name'):
-                return line.partition(':')[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _git_hash() -> str:
-    r"""Returns the commit of the package's own checkout, or nothing."""
-    package = Path(__file__).parents[1]
-    if not (package.parent / '.git').exists():
-        return ''
-    command = ['git', '-C', str(package), 'rev-parse', '--short', 'HEAD']
-    with suppress(OSError):
-        out = subprocess.run(command, capture_output=True, text=True, check=False)
-        return out.stdout.strip()
-    return ''
+def json_bytes(content: Mapping[str, Any]) -> bytes:
+    r"""Returns what :meth:`save_json` writes."""
+    text = json.dumps(_without_nan(dict(content)), indent=2, allow_nan=False)
+    return f'{text}\n'.encode()
 
 
 def _format(column: str, value: Any) -> str:

@@ -21,6 +21,7 @@ from torch_geometric_unlearn.utils.check import (
     check_float,
     check_int,
 )
+from torch_geometric_unlearn.utils.digest import content_digest
 from torch_geometric_unlearn.utils.resources import ResourceMeter
 from torch_geometric_unlearn.utils.seed import (
     check_seed,
@@ -28,8 +29,9 @@ from torch_geometric_unlearn.utils.seed import (
     random_states,
     set_random_states,
 )
+from torch_geometric_unlearn.utils.tensor_file import load_tensors, save_tensors
 
-from .checkpoint import fingerprint, load_state, load_tensors, save_tensors
+from .checkpoint import check_header, check_model, model_record
 
 #: Receives the model and the history row of the epoch; returns True to stop.
 Callback = Callable[[RecommenderLike, dict[str, float]], 'bool | None']
@@ -119,7 +121,9 @@ def fit(
         checkpoint_every (int, optional): Epochs between writes.
             (default: :obj:`1`)
         resume (bool, optional): Whether to go on from :obj:`checkpoint` if it exists.
-            On the CPU the result equals that of an uninterrupted run.
+            On the CPU the result equals that of an uninterrupted run. Model, data
+            (features and held-out pairs included) and settings must be the same;
+            :obj:`num_epochs`, :obj:`patience` and :obj:`callbacks` may change.
             (default: :obj:`False`)
         autocast (bool, optional): Whether to run the loss in bfloat16 where that is
             safe. On generated data it moved test Recall@20 by at most 0.002 (MGCN,
@@ -175,8 +179,11 @@ def fit(
         'metric_decimals': metric_decimals,
         'seed': seed,
         'autocast': autocast,
-        'data': fingerprint(data),
+        'compile': None if compile is None else repr(sorted(compile.items())),
     }
+    if checkpoint is not None:
+        # Everything of it, as a model may read everything.
+        settings['data'] = content_digest(data.to_dict(), 'data')
     device = next(model.parameters()).device
     graph = model.build_graph(data)
     train_pairs = schema.retained_edge_index(data)
@@ -309,9 +316,9 @@ class _Run:
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f'adam/{key}/{name}'] = value
         tensors |= random_states(self.loader.generator, self.device)
-        header = {
-            'model': type(self.model).__name__,
+        header = model_record(self.model) | {
             'settings': self.settings,
+            'trained': list(self.parameters),
             'result': asdict(self.result),
             'num_bad': self.num_bad,
             'stopped': self.stopped,
@@ -325,14 +332,17 @@ class _Run:
                 f"'{path}' holds a model but no training state; it was written by "
                 f"'save_model'. Load it with 'load_model' and start a new run."
             )
-        groups: dict[str, dict[str, Tensor]] = {'model': {}, 'best': {}}
+        check_header(header, path)
+        groups: dict[str, dict[str, Tensor]] = {'model': {}, 'best': {}, 'adam': {}}
         for key, value in tensors.items():
             group, _, name = key.partition('/')
             groups.setdefault(group, {})[name] = value
+        settings = self.settings | {'trained': list(self.parameters)}
+        saved = header['settings'] | {'trained': header.get('trained')}
         differing = {
-            key: (header['settings'].get(key), value)
-            for key, value in self.settings.items()
-            if header['settings'].get(key) != value
+            key: (saved.get(key), value)
+            for key, value in settings.items()
+            if saved.get(key) != value
         }
         if differing and header['model'] == type(self.model).__name__:
             detail = ', '.join(
@@ -343,14 +353,30 @@ class _Run:
                 f"'{path}' belongs to a run with other settings or data ({detail}). "
                 f'Use the same, or another file.'
             )
-        load_state(self.model, groups['model'], header['model'], path)
+        for state in (groups['model'], groups['best'] or groups['model']):
+            check_model(header, state, self.model, path)
+        self._check_optimizer(groups['adam'], path)
+        self.model.load_state_dict(groups['model'])
         self.best_state = {
             k: v.to(self.device) for k, v in groups['best'].items()
         } or None
-        for key, value in groups.get('adam', {}).items():
+        for key, value in groups['adam'].items():
             kind, _, name = key.partition('/')
             value = value if kind == 'step' else value.to(self.device)
             self.optimizer.state[self.parameters[name]][kind] = value
         set_random_states(tensors, self.loader.generator, self.device)
         self.result = FitResult(**header['result'])
         self.num_bad, self.stopped = header['num_bad'], header['stopped']
+
+    def _check_optimizer(
+        self, state: dict[str, Tensor], path: str | os.PathLike[str]
+    ) -> None:
+        for key, value in state.items():
+            kind, _, name = key.partition('/')
+            parameter = self.parameters.get(name)
+            shapes = {'step': torch.Size()}
+            if parameter is None or value.shape != shapes.get(kind, parameter.shape):
+                raise ValueError(
+                    f"'{path}' is damaged: the optimizer's '{key}' fits no parameter "
+                    f'of the model. Start a new run with another file.'
+                )

@@ -19,13 +19,18 @@ from torch_geometric_unlearn.loader.row_loader import RowLoader
 from torch_geometric_unlearn.metrics import embed, ranking_metrics
 from torch_geometric_unlearn.nn.models import LinearRows, TableRows, Triplets
 from torch_geometric_unlearn.nn.models.base import HasRowBranches, RecommenderLike
-from torch_geometric_unlearn.train.checkpoint import load_tensors, save_tensors
+from torch_geometric_unlearn.train.checkpoint import (
+    check_header,
+    check_model,
+    model_record,
+)
 from torch_geometric_unlearn.utils.resources import ResourceMeter
 from torch_geometric_unlearn.utils.seed import (
     generator,
     random_states,
     set_random_states,
 )
+from torch_geometric_unlearn.utils.tensor_file import load_tensors, save_tensors
 
 from ._touched_rows import TouchedRows
 
@@ -214,8 +219,7 @@ class RowTraining:
             for key, state in self.optimizer.state[value].items():
                 tensors[f'adam/{place}/{key}'] = state
         tensors |= random_states(self.loader.generator, self.device)
-        header = {
-            'model': type(self.model).__name__,
+        header = model_record(self.model) | {
             'settings': self.settings,
             'history': self.history,
             'step': self.step,
@@ -224,6 +228,7 @@ class RowTraining:
 
     def load(self, path: str | os.PathLike[str]) -> None:
         tensors, header = load_tensors(path)
+        check_header(header, path)
         expected = {'model': type(self.model).__name__, 'settings': self.settings}
         differing = [key for key, value in expected.items() if header.get(key) != value]
         if differing or 'step' not in header:
@@ -231,6 +236,8 @@ class RowTraining:
                 f"'{path}' belongs to another run (other {differing or 'content'}). "
                 f'Use the same model, request and settings, or another file.'
             )
+        check_model(header, self.model.state_dict(), self.model, path)
+        self._check_tensors(tensors, path)
         self.history, self.step = header['history'], header['step']
         self.is_smooth = self.history[-1]['smooth_start']
         best = {}
@@ -247,6 +254,24 @@ class RowTraining:
                 self.optimizer.state[value][name] = tensor.to(self.device)
         self.best = [best[place] for place in sorted(best)] or None
         set_random_states(tensors, self.loader.generator, self.device)
+
+
+    def _check_tensors(
+        self, tensors: dict[str, Tensor], path: str | os.PathLike[str]
+    ) -> None:
+        known = {str(place): value for place, value in enumerate(self.rows.values)}
+        for key, tensor in tensors.items():
+            kind, _, rest = key.partition('/')
+            place, _, name = rest.partition('/')
+            if kind == 'rng':
+                continue
+            value = known.get(place)
+            shape = torch.Size() if name == 'step' or value is None else value.shape
+            if value is None or tensor.shape != shape:
+                raise ValueError(
+                    f"'{path}' is damaged: '{key}' fits none of the rows to train. "
+                    f'Start a new run with another file.'
+                )
 
 
 def better_start(

@@ -10,8 +10,8 @@ from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.nn.models.base import RecommenderLike
-from torch_geometric_unlearn.train.checkpoint import fingerprint, tensor_digest
 from torch_geometric_unlearn.utils.check import check_bool, check_float, check_int
+from torch_geometric_unlearn.utils.digest import content_digest, tensor_digest
 
 from ._row_training import RowTraining, better_start
 from ._touched_rows import reset_features, row_types, start_smoothly, touched_rows
@@ -198,15 +198,16 @@ class PartialRetrain(Unlearner):
             )
         num_users = schema.num_users(data)
         touched = touched_rows(data, retained, self.tau, row_types(model))
-        settings = self._settings() | {
-            'data': fingerprint(data),
-            'original': tensor_digest(model.state_dict().values()) if path else '',
-            'request': tensor_digest(
-                [schema.forgotten_edge_index(data), touched.users, touched.items]
-            ),
-        }
+        settings = self._settings()
         for key in ('checkpoint', 'resume'):
             settings.pop(key, None)
+        if path is not None:
+            rows = [touched.users, touched.items, touched.trained_users]
+            settings |= {
+                'data': content_digest(data.to_dict(), 'data'),
+                'original': tensor_digest(model.state_dict().values()),
+                'rows': tensor_digest([*rows, touched.trained_items]),
+            }
         tables: list[Tensor] = []  # Small requests need no copy of the whole tables.
         if touched.is_all:
             own = [table.parameter for table in model.tables() if not table.is_raw]

@@ -6,7 +6,7 @@ from typing import Any
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.nn.models.base import RecommenderLike
-from torch_geometric_unlearn.train import fit
+from torch_geometric_unlearn.train.fit import fit
 
 from .base import Unlearner
 

@@ -23,10 +23,10 @@ from torch_geometric_unlearn.nn.models.shard_ensemble import (
     share_item_graphs,
 )
 from torch_geometric_unlearn.ops import SparseOperator, spmm
-from torch_geometric_unlearn.train import fit
-from torch_geometric_unlearn.train.checkpoint import tensor_digest
+from torch_geometric_unlearn.train.fit import fit
 from torch_geometric_unlearn.transforms import DropForgotten
 from torch_geometric_unlearn.utils.check import check_choice, check_int
+from torch_geometric_unlearn.utils.digest import tensor_digest
 from torch_geometric_unlearn.utils.mode import copy_modes
 from torch_geometric_unlearn.utils.resources import ResourceMeter
 from torch_geometric_unlearn.utils.rows import unit_rows

@@ -1,4 +1,9 @@
-r"""Writes that are either complete or not there at all."""
+r"""Writes that are either complete or not there at all.
+
+A killed write may leave a temporary file, whose content can be as confidential as that
+of the file itself: rows of a model that are to be forgotten. Every write clears those
+of its own file first.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +14,16 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
-_SECONDS_UNTIL_STALE = 86_400.0
+_SECONDS_UNTIL_STALE = 3_600.0
+#: Temporary files that this process is writing, and a number for each.
+_active: set[str] = set()
+_numbers = count()
 WRITE_ERRNOS = {
     getattr(errno, name)
     for name in (
@@ -51,7 +60,7 @@ def atomic_save(
 
     Writes to a temporary file in the same folder, flushes it to disk and renames
     it. A failing write leaves nothing behind, and a killed one a temporary file
-    that :func:`remove_stale` removes.
+    that the next write of the same file removes, as :func:`remove_stale` does.
 
     Args:
         write (callable): Called with the file, opened for writing bytes.
@@ -62,32 +71,67 @@ def atomic_save(
     Raises:
         OSError: If the file can't be written; names the folder and the way out.
     """
-    folder = osp.dirname(os.fspath(path)) or '.'
-    temp = f'{os.fspath(path)}.{host_name()}.{os.getpid()}.tmp'
+    atomic_save_all([(write, path)], num_bytes)
+
+
+def atomic_save_all(
+    files: Sequence[tuple[Callable[[IO[bytes]], Any], str | os.PathLike[str]]],
+    num_bytes: int | None = None,
+) -> None:
+    r"""Writes files of one folder that belong together, each as :func:`atomic_save`
+    does, so that no old one is ever beside a new one.
+
+    All are complete before the first gets its name, and all old ones but the first are
+    removed before. A kill in between leaves the first file, old or new, without the
+    others, which must follow from it.
+
+    Args:
+        files (sequence): What writes a file and its path, the leading one first.
+        num_bytes (int, optional): As for :func:`atomic_save`. (default: :obj:`None`)
+
+    Raises:
+        OSError: If a file can't be written; names the folder and the way out.
+    """
+    folder = osp.dirname(os.fspath(files[0][1])) or '.'
+    temps: list[str] = []
     with explain_write_errors(folder, num_bytes):
         try:
-            with open(temp, 'wb') as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temp, path)
+            for write, path in files:
+                remove_stale(folder, osp.basename(os.fspath(path)))
+                temps.append(_temp_path(path))
+                _active.add(osp.abspath(temps[-1]))
+                with open(temps[-1], 'wb') as file:
+                    write(file)
+                    file.flush()
+                    os.fsync(file.fileno())
+            for _, path in files[1:]:
+                with suppress(FileNotFoundError):
+                    os.unlink(path)
+                _sync_folder(folder)
+            for temp, (_, path) in zip(temps, files):
+                os.replace(temp, path)
+                _sync_folder(folder)
         except BaseException:
-            with suppress(OSError):
-                os.unlink(temp)
+            for temp in temps:
+                with suppress(OSError):
+                    os.unlink(temp)
             raise
-        _sync_folder(folder)
+        finally:
+            _active.difference_update(map(osp.abspath, temps))
 
 
-def remove_stale(folder: str) -> None:
-    r"""Removes temporary files in :obj:`folder` that killed processes left behind.
+def remove_stale(folder: str, name: str | None = None) -> None:
+    r"""Removes temporary files in :obj:`folder` that killed processes left behind, all
+    or those of the file :obj:`name`.
 
     Those of a running process on this machine stay, and those of other machines
-    for one day, as their processes can't be seen from here.
+    for one hour, as their processes can't be seen from here.
     """
-    host = host_name()
-    for path in Path(folder).glob('*.tmp'):
-        match = re.fullmatch(r'.+\.([^.]*)\.(\d+)\.tmp', path.name)
-        if match is None:
+    host, start = host_name(), '.+' if name is None else re.escape(name)
+    pattern = re.compile(start + r'\.([^.]*)\.(\d+)(?:-\d+)?\.tmp', re.DOTALL)
+    for path in Path(folder).iterdir():
+        match = pattern.fullmatch(path.name)
+        if match is None or osp.abspath(path) in _active:
             continue
         with suppress(OSError):
             is_old = time.time() - path.stat().st_mtime > _SECONDS_UNTIL_STALE
@@ -127,6 +171,11 @@ def free_bytes(folder: str) -> int:
 def host_name() -> str:
     r"""Returns this machine's name in letters that fit between dots."""
     return re.sub(r'\W+', '-', platform.node())
+
+
+def _temp_path(path: str | os.PathLike[str]) -> str:
+    # The number keeps threads apart that write the same file.
+    return f'{os.fspath(path)}.{host_name()}.{os.getpid()}-{next(_numbers)}.tmp'
 
 
 def _os_error(error: BaseException | None) -> OSError | None:

@@ -111,3 +111,12 @@ def test_compile(is_fused):
     conv.fuse = is_fused
     compiled = torch.compile(conv, fullgraph=True, backend='eager')
     assert torch.allclose(compiled(x, operator), conv(x, operator), atol=1e-6)
+
+
+@pytest.mark.parametrize('fuse', [True, False])
+def test_integers_are_refused(fuse):
+    _, edge_index, weight = make_graph()
+    conv = LightConv()
+    conv.fuse = fuse
+    with pytest.raises(TypeError, match="'x' must be a floating point tensor"):
+        conv(torch.ones(9, 2).long(), SparseOperator(edge_index, weight, (9, 9)))

@@ -233,3 +233,20 @@ def test_compile():
 def test_bad_arguments(args, match):
     with pytest.raises(ValueError, match=match):
         SampledAttentionConv(*args)
+
+
+@pytest.mark.parametrize('fuse', [True, False])
+@pytest.mark.parametrize('bad', [-1, 11, 70_000_000, -90_000_000])
+def test_samples_out_of_range(fuse, bad):
+    conv, x, samples = make()
+    conv.fuse = fuse
+    samples[3, 1] = bad
+    match = r"'index' must hold nodes in \[0, 10\]"
+    with pytest.raises(ValueError, match=match):
+        conv(x, samples)
+    with torch.no_grad(), pytest.raises(ValueError, match=match):
+        conv(x, samples)
+    with pytest.raises(TypeError, match="'index' must be an int64 tensor"):
+        conv(x, samples.int())
+    with pytest.raises(ValueError, match=r"'index' must have shape \[N, C\]"):
+        conv(x, samples[:, 0])

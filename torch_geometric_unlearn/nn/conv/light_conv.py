@@ -6,6 +6,7 @@ from torch_geometric.typing import Adj, OptTensor, Size
 from torch_geometric.utils import spmm as pyg_spmm
 
 from torch_geometric_unlearn.ops import SparseOperator, spmm
+from torch_geometric_unlearn.ops.spmm import check_floating
 
 
 class LightConv(MessagePassing):
@@ -51,6 +52,7 @@ class LightConv(MessagePassing):
                 return spmm(edge_index, x)
             edge_weight, size = edge_index.edge_weight, edge_index.size
             edge_index = edge_index.edge_index
+        check_floating(x)
         return self.propagate(
             edge_index, x=(x, None), edge_weight=edge_weight, size=size
         )

@@ -71,6 +71,7 @@ class SampledAttentionConv(MessagePassing):
 
     def forward(self, x: Tensor, samples: Tensor) -> Tensor:
         query, key = self._query_key(x)
+        neighbors = Neighbors(samples, x.size(0))
         if not self.fuse or self.explain:
             num_nodes, size = samples.shape
             node = torch.arange(num_nodes, device=x.device)
@@ -78,7 +79,6 @@ class SampledAttentionConv(MessagePassing):
             edge_index = torch.stack([source, node.repeat_interleave(size + 1)])
             out = self.propagate(edge_index, x=x, query=query, key=key)
             return (1 - self.mix) * x + self.mix * out
-        neighbors = Neighbors(samples, x.size(0))
         own = (query * key).sum(dim=-1, keepdim=True)
         score = torch.cat([own, neighbor_dot(key, neighbors, query)], dim=1)
         alpha = score.softmax(dim=1)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
@@ -87,6 +88,24 @@ def named_tables(model: RecommenderLike) -> dict[str, Table]:
     r"""Returns the tables of a model by the name of their parameter."""
     names = {id(p): name for name, p in model.named_parameters()}
     return {names[id(table.parameter)]: table for table in model.tables()}
+
+
+def constructor_arguments(module: Any) -> dict[str, Any]:
+    r"""Returns the arguments of a module's constructor that it keeps as attributes of
+    the same name and that are plain values: numbers, strings, and lists, tuples and
+    dictionaries of them.
+    """
+    names = inspect.signature(type(module).__init__).parameters
+    values = {name: getattr(module, name, ...) for name in names}
+    return {name: value for name, value in values.items() if _is_plain(value)}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(isinstance(k, str) and _is_plain(v) for k, v in value.items())
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 class RowBranch(NamedTuple):
@@ -217,6 +236,19 @@ class Recommender(torch.nn.Module, ABC):
     #: Whether :meth:`loss` is the :obj:`'mean'` or the :obj:`'sum'` over a batch, which
     #: a method that adds a term of its own has to know.
     reduction: str = 'mean'
+
+    @classmethod
+    def from_saved(
+        cls: type[ModelT], arguments: dict[str, Any], state: Mapping[str, Tensor]
+    ) -> ModelT:
+        r"""Returns a model of the same arguments and sizes as a saved one, for
+        :meth:`~torch_geometric_unlearn.train.load_model`.
+
+        Args:
+            arguments (dict): The plain arguments of the constructor.
+            state (dict): The saved parameters and buffers.
+        """
+        return cls(**arguments)
 
     @abstractmethod
     def build_graph(self, data: HeteroData) -> Any:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor
 from torch.nn import Embedding
 from torch_geometric.data import HeteroData
@@ -49,6 +52,13 @@ class EmbeddingTable(Recommender):
         self.item_embedding = Embedding.from_pretrained(
             item_emb.detach().clone(), freeze=False
         )
+
+    @classmethod
+    def from_saved(
+        cls, arguments: dict[str, Any], state: Mapping[str, Tensor]
+    ) -> EmbeddingTable:
+        r"""Returns a table with the saved vectors."""
+        return cls(state['user_embedding.weight'], state['item_embedding.weight'])
 
     def build_graph(self, data: HeteroData) -> InteractionGraph:
         r"""Returns the interactions not marked as forgotten, which are only looked up.

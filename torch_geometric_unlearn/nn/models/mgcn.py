@@ -129,6 +129,7 @@ class MGCN(Recommender):
         )
         self.temperature = check_float(temperature, 'temperature', 1e-6)
         self.batch_size = check_int(batch_size, 'batch_size', 1)
+        self.train_features = bool(train_features)
         self.modalities = check_modalities(features, 'features', 'MGCN')
         train_features = check_bool(train_features, 'train_features')
 
@@ -161,6 +162,14 @@ class MGCN(Recommender):
         data = schema.validate(data)
         sizes = schema.num_users(data), schema.num_items(data)
         return cls(*sizes, schema.features(data), **kwargs)
+
+    @classmethod
+    def from_saved(cls, arguments: dict[str, Any], state: Mapping[str, Tensor]) -> MGCN:
+        r"""Returns a model whose features are those of the saved one."""
+        names = [key.split('.') for key in state if key.startswith('features.')]
+        features = {name: state[f'features.{name}.weight'] for _, name, _ in names}
+        features = {name: x.float() for name, x in features.items()}
+        return cls(features=features, **arguments)
 
     def build_graph(self, data: HeteroData) -> MGCNGraph:
         r"""Returns the user-item operators of the interactions not marked as forgotten,

@@ -261,12 +261,12 @@ class MIGGT(Recommender):
             for name, size in in_channels.items()
         }
         self.hidden_channels = check_int(hidden_channels, 'hidden_channels', 1)
-        encoder_channels = check_int(encoder_channels, 'encoder_channels', 1)
+        self.encoder_channels = check_int(encoder_channels, 'encoder_channels', 1)
         self.num_samples = check_int(num_samples, 'num_samples', 1)
         self.use_transformer = check_bool(use_transformer, 'use_transformer')
         self.weight_decay = check_float(weight_decay, 'weight_decay', 0.0)
         self.feature_dropout = check_float(feature_dropout, 'feature_dropout', 0, 0.99)
-        hidden_dropout = check_float(hidden_dropout, 'hidden_dropout', 0, 0.99)
+        self.hidden_dropout = check_float(hidden_dropout, 'hidden_dropout', 0, 0.99)
         self.user_dropout = check_float(user_dropout, 'user_dropout', 0, 0.99)
         self.item_dropout = check_float(item_dropout, 'item_dropout', 0, 0.99)
         self.out_dropout = check_float(out_dropout, 'out_dropout', 0, 0.99)
@@ -276,16 +276,22 @@ class MIGGT(Recommender):
             projection_channels
         )
         _check_names(projected, self.modalities, 'projection_channels')
-        sizes = dict(self.in_channels)
+        self.projection_channels = {
+            name: check_int(size, 'projection_channels', 1)
+            for name, size in projected.items()
+            if name in self.modalities
+        }
+        sizes = self.in_channels | self.projection_channels
         for name in self.modalities:
-            if name in projected:
-                sizes[name] = check_int(projected[name], 'projection_channels', 1)
+            if name in self.projection_channels:
                 matrix = torch.randn(in_channels[name], sizes[name])
                 self.register_buffer(f'projection_{name}', matrix)
         H = self.hidden_channels
         self.user_embedding = Embedding(self.num_users, H)
         self.encoder = ModuleDict({
-            name: FeatureEncoder(sizes[name], encoder_channels, H, hidden_dropout)
+            name: FeatureEncoder(
+                sizes[name], self.encoder_channels, H, self.hidden_dropout
+            )
             for name in self.modalities
         })
         self.conv = ModuleDict({
@@ -293,6 +299,9 @@ class MIGGT(Recommender):
             for name, hops in self.num_hops.items()
         })
         self.transformer = SampledAttentionConv(H, attention_channels, mix)
+        # Checked by the layers, and kept for a saved model.
+        self.alpha, self.beta, self.edge_dropout = alpha, beta, edge_dropout
+        self.attention_channels, self.mix = attention_channels, mix
         self._init_rows(self.user_embedding.weight)
 
     @classmethod
