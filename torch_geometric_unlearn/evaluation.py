@@ -65,7 +65,8 @@ class Comparison:
         check_choice(name, 'name', tuple(self.models))
         if name not in self._served:
             build = Served.before if name == ORIGINAL else Served.of
-            self._served[name] = build(model_of(self.models[name]), self.data)
+            model = model_of(self.models[name])
+            self._served[name] = build(model, self.data, name=name)
         return self._served[name]
 
     def measure(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from torch_geometric_unlearn.utils.check import check_choice, check_int
+from torch_geometric_unlearn.utils.finite import check_finite
 from torch_geometric_unlearn.utils.optional import import_optional
 from torch_geometric_unlearn.utils.seed import generator
 
@@ -159,6 +160,7 @@ class Attacker:
         r"""Fits to features float64 :obj:`[n, F]`, labels bool :obj:`[n]` and groups
         int64 :obj:`[n]`.
         """
+        check_finite(x, 'features')
         fold = group_folds(group, label, _INNER_FOLDS, self.seed)
         best = -1.0
         for name in self.classifiers:
@@ -176,6 +178,7 @@ class Attacker:
 
     def __call__(self, x: Tensor) -> Tensor:
         r"""Returns log-odds of membership, float64 :obj:`[n]`."""
+        check_finite(x, 'features')
         return _decide(self.model, x)
 
     def _build(self, name: str) -> Any:
@@ -206,6 +209,7 @@ def cross_validate(
     example of its group, whether it takes the example for a member, and the classifier
     chosen most often.
     """
+    check_finite(x, 'features')
     fold = group_folds(group, label, num_folds, seed)
     score = torch.empty(label.numel(), dtype=torch.float64)
     guess = torch.empty_like(label)
@@ -238,6 +242,7 @@ def best_threshold(score: Tensor, label: Tensor) -> float:
     r"""Returns the threshold of the best balanced accuracy, halfway between two scores;
     an example is taken for a member if it scores above.
     """
+    check_finite(score, 'score')
     values, index = score.unique(return_inverse=True)
     members = index[label].bincount(minlength=values.numel()).double()
     others = index[~label].bincount(minlength=values.numel()).double()
@@ -252,8 +257,10 @@ def ranking_figures(
     score: Tensor, label: Tensor, weight: Tensor | None = None
 ) -> dict[str, Tensor]:
     r"""Returns AUC and true positive rate at 1% false positives, for one or many
-    weightings of the examples :obj:`[B, n]` at once; ties count half in the AUC.
+    weightings of the examples :obj:`[B, n]` at once; ties count half in the AUC, and
+    without examples of one side both are NaN.
     """
+    check_finite(score, 'score')
     if weight is None:
         weight = torch.ones(1, score.numel(), dtype=torch.float64)
     order = score.argsort(descending=True)
@@ -347,7 +354,7 @@ def fill_direction(result: MembershipResult, members_above: bool) -> None:
     low, high = result.intervals['auc']
     if low <= 0.5 <= high:
         result.direction = 'none'
-    else:
+    elif low <= high:  # Not so where they are NaN.
         result.direction = 'remembered' if members_above else 'over-forgotten'
 
 

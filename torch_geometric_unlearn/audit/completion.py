@@ -193,7 +193,7 @@ def compare_completion(
     out = {}
     for name, model in models.items():
         served = Served.before if name == 'original' else Served.of
-        out[name] = completion(served(model, data), data, **kwargs)
+        out[name] = completion(served(model, data, name=name), data, **kwargs)
     return out
 
 

@@ -12,7 +12,7 @@ from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.loader import TripletLoader
-from torch_geometric_unlearn.metrics import embed, ranking_metrics
+from torch_geometric_unlearn.metrics import ranking_metrics
 from torch_geometric_unlearn.nn.models import Served, Triplets
 from torch_geometric_unlearn.utils.check import check_float, check_int, check_ratio
 from torch_geometric_unlearn.utils.seed import generator, isolated_seed
@@ -124,18 +124,18 @@ def relearn_time(
         )
         return _empty(num_subsets, retrained)
 
-    def run(which: Any) -> tuple[list[int], list[bool], list[float]]:
+    def run(which: Any, name: str) -> tuple[list[int], list[bool], list[float]]:
         rows = []
         for place, ((shown, rest), goal) in enumerate(zip(parts, goals)):
             with torch.enable_grad(), isolated_seed(seed + place):
                 own = copy.deepcopy(which)
                 loader = _loader(data, shown, batch_size, seed + place)
-                recalls = _relearn(own, data, shown, rest, loader, k, lr)
+                recalls = _relearn(own, name, data, shown, rest, loader, k, lr)
                 rows.append(_first_step(recalls, goal, max_steps))
         steps, reached, start = (list(column) for column in zip(*rows))
         return steps, reached, start
 
-    steps, reached, start = run(model)
+    steps, reached, start = run(model, 'model')
     out: dict[str, Any] = {
         'steps': _mean(steps),
         'steps_per_subset': steps,
@@ -145,7 +145,7 @@ def relearn_time(
         'missing': ['retrained'] if retrained is None else [],
     }
     if retrained is not None:
-        steps, reached, _ = run(retrained)
+        steps, reached, _ = run(retrained, 'retrained')
         out['retrained_steps'] = _mean(steps)
         out['retrained_reached'] = _mean(reached)
         out['relative'] = math.nan
@@ -193,6 +193,7 @@ def _loader(
 
 def _relearn(
     model: Any,
+    name: str,
     data: HeteroData,
     shown: Tensor,
     rest: Tensor,
@@ -205,13 +206,14 @@ def _relearn(
     parameters = [p for p in model.parameters() if p.requires_grad]
     device = parameters[0].device
     optimizer = torch.optim.Adam(parameters, lr=lr)
-    yield _recall(embed(model, graph), data, shown, rest, k)
+    yield _recall(Served(model, graph, name).embeddings, data, shown, rest, k)
+    name = f'{name} while it relearns'
     model.train()
     for batch in _endless(loader):
         optimizer.zero_grad(set_to_none=True)
         model.loss(graph, batch.to(device)).backward()
         optimizer.step()
-        yield _recall(embed(model, graph), data, shown, rest, k)
+        yield _recall(Served(model, graph, name).embeddings, data, shown, rest, k)
 
 
 def _endless(loader: TripletLoader) -> Iterator[Triplets]:

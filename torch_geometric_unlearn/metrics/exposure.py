@@ -17,6 +17,7 @@ from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import Request
 from torch_geometric_unlearn.nn.models.served import Served
 from torch_geometric_unlearn.utils.check import check_choice
+from torch_geometric_unlearn.utils.finite import check_finite
 from torch_geometric_unlearn.utils.topk import topk_items
 
 
@@ -51,10 +52,12 @@ def exposure(
 
     Returns:
         dict: :obj:`exposure@K`, :obj:`reach@K` and :obj:`pair@K`, each in
-        :math:`[0, 1]`; NaN with a warning if nothing is marked.
+        :math:`[0, 1]`; NaN with a warning if nothing is marked, and the first two
+        without an audience.
 
     Raises:
-        ValueError: If :obj:`audience` is unknown.
+        ValueError: If :obj:`audience` is unknown, or the model's embeddings are not
+            finite.
     """
     check_choice(audience, 'audience', ('retained', 'all'))
     schema.validate(data)
@@ -95,7 +98,8 @@ def item_reach(
         audience (str, optional): As for :meth:`exposure`. (default: :obj:`'retained'`)
 
     Returns:
-        torch.Tensor: Shares in :math:`[0, 1]`, float64 :math:`(N_{item})`.
+        torch.Tensor: Shares in :math:`[0, 1]`, float64 :math:`(N_{item})`; NaN without
+        an audience.
     """
     check_choice(audience, 'audience', ('retained', 'all'))
     user_emb, item_emb = Served.of(model, data, graph).embeddings
@@ -108,7 +112,7 @@ def item_reach(
     exclude = schema.retained_edge_index(data).to(device)
     lists, _ = topk_items(user_emb, item_emb, users, k, exclude, banned)
     count = lists[lists >= 0].bincount(minlength=item_emb.size(0))
-    return count.double() / max(1, users.numel())
+    return count.double() / users.numel()  # NaN without an audience.
 
 
 def deleted_share(data: HeteroData) -> Tensor:
@@ -141,8 +145,14 @@ def exposure_profile(
         dict: :obj:`groups`, a list of rows with :obj:`max_share`, :obj:`num_items`,
         and mean reach :obj:`before` and :obj:`after`; :obj:`correlation` between the
         share and the relative drop of items with any reach before (NaN if there are
-        fewer than two or nothing varies).
+        fewer than two, nothing varies, or a reach is NaN).
+
+    Raises:
+        ValueError: If a reach is infinite, or a share not finite.
     """
+    check_finite(share, 'share')
+    for name, reach in (('before', before), ('after', after)):
+        check_finite(reach[~reach.isnan()], name)
     items = (share > 0).nonzero().view(-1).to(share.device)
     items = items[share[items].argsort(stable=True)]
     groups = [
@@ -155,7 +165,7 @@ def exposure_profile(
         for part in items.tensor_split(num_groups)
         if part.numel() > 0
     ]
-    seen = items[before[items] > 0]
+    seen = items[before[items] != 0]  # NaN stays, so that it shows.
     drop = (before[seen] - after[seen]) / before[seen]
     pair = torch.stack([share[seen].double(), drop.double()])
     correlation = math.nan
@@ -168,9 +178,15 @@ def exposure_drop(before: dict[str, float], after: dict[str, float]) -> float:
     r"""Returns the relative drop of exposure between two results of
     :meth:`exposure`, 1 for items that are gone, 0 for no change.
 
-    NaN if there was no exposure before.
+    NaN if there was no exposure before, or one of both is NaN.
+
+    Raises:
+        ValueError: If an exposure is infinite.
     """
     key = next(key for key in before if key.startswith('exposure@'))
+    for name, row in (('before', before), ('after', after)):
+        if math.isinf(row[key]):
+            raise ValueError(f"'{name}' must have a finite '{key}' (got {row[key]})")
     if before[key] == 0:
         return math.nan
     return (before[key] - after[key]) / before[key]

@@ -26,6 +26,7 @@ from torch_geometric.metrics import LinkPredNDCG, LinkPredRecall
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import Request
 from torch_geometric_unlearn.nn.models.served import Served
+from torch_geometric_unlearn.utils.finite import check_embeddings
 from torch_geometric_unlearn.utils.seed import generator
 from torch_geometric_unlearn.utils.topk import PairIndex, topk_items
 
@@ -56,7 +57,11 @@ def ranking_metrics(
     Returns:
         dict: :obj:`recall@K` and :obj:`ndcg@K` for every :obj:`K`. Without a relevant
         pair, all are NaN, with a warning.
+
+    Raises:
+        ValueError: If the embeddings are not finite.
     """
+    user_emb, item_emb = check_embeddings(user_emb, item_emb)
     if edge_label_index.size(1) == 0:
         warnings.warn(
             'There is no relevant pair to rank, so the metrics are NaN', stacklevel=2
@@ -81,6 +86,9 @@ def ranking_metrics(
 def embed(model: Any, graph: Any) -> tuple[Tensor, Tensor]:
     r"""Returns user and item embeddings in evaluation mode; after it, every module has
     its own mode again.
+
+    Raises:
+        ValueError: If they are not finite.
     """
     return Served(model, graph).embeddings
 

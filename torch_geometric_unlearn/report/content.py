@@ -428,7 +428,7 @@ def _audit(value: Any) -> dict[str, Any]:
             edges = _edges(both)
             shares = {name: _shares(x, edges) for name, x in sides.items()}
             out['histogram'] = {'edges': edges.tolist()} | shares
-    return out
+    return plain(out, 'audit')
 
 
 def _sizes(data: HeteroData) -> dict[str, int]:
@@ -462,14 +462,21 @@ def _quoted(names: list[str]) -> str:
     return listing([f"'{name}'" for name in names])
 
 
-def plain(value: Any) -> Any:
-    r"""Returns values that JSON knows; NaN and infinity become nothing."""
+def plain(value: Any, where: str = '') -> Any:
+    r"""Returns values that JSON knows; NaN and infinity become nothing, but infinity
+    raises if it is said :obj:`where` they stand.
+    """
     if isinstance(value, Mapping):
-        return {str(key): plain(entry) for key, entry in value.items()}
+        return {
+            str(key): plain(entry, where and f'{where}.{key}')
+            for key, entry in value.items()
+        }
     if isinstance(value, (list, tuple)):
-        return [plain(entry) for entry in value]
+        return [plain(v, where and f'{where}[{n}]') for n, v in enumerate(value)]
     if hasattr(value, 'tolist'):  # Of torch or numpy.
-        return plain(value.tolist())
+        return plain(value.tolist(), where)
     if isinstance(value, float):
+        if where and math.isinf(value):
+            raise ValueError(f"'{where}' must be finite, or NaN for none (got {value})")
         return value if math.isfinite(value) else None
     return value if isinstance(value, (str, int)) or value is None else str(value)

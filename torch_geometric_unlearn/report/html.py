@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from .svg import HATCH, bar_plot, heat_map, histogram, line_plot, path_plot
+from .table import without_nan
 from .verdict import listing
 
 _NOTHING = 'not available'
@@ -71,7 +72,11 @@ def render_html(content: Mapping[str, Any]) -> str:
         content (dict): Result of
             :meth:`~torch_geometric_unlearn.report.report.build_report`, or the
             JSON file that was written from it.
+
+    Raises:
+        ValueError: If a value is infinite.
     """
+    content = without_nan(content)
     audits = content['audits']
     not_run = [name for name, audit in audits.items() if not audit['models']]
     shown = {

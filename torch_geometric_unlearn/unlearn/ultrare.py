@@ -26,6 +26,7 @@ from torch_geometric_unlearn.ops import SparseOperator, spmm
 from torch_geometric_unlearn.train import fit
 from torch_geometric_unlearn.train.checkpoint import tensor_digest
 from torch_geometric_unlearn.utils.check import check_choice, check_int
+from torch_geometric_unlearn.utils.finite import check_finite
 from torch_geometric_unlearn.utils.mode import copy_modes
 from torch_geometric_unlearn.utils.resources import ResourceMeter
 from torch_geometric_unlearn.utils.seed import generator, isolated_seed
@@ -388,9 +389,10 @@ class UltraRE(Unlearner):
             pairs = torch.cat([positive, negative], dim=1)
             label = torch.arange(pairs.size(1)) < positive.size(1)
             scores = ensemble.calibrated_scores(graph, pairs).cpu()
+            check_finite(scores, 'calibrated_scores', 'Look at the shards.')
             weights = simplex_weights(scores, label) * active
             weights = weights / weights.sum()
-        ensemble.weights.copy_(weights)
+        ensemble.weights.copy_(check_finite(weights, 'weights'))
 
 
 @torch.enable_grad()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from torch_geometric_unlearn.utils.check import check_int
+from torch_geometric_unlearn.utils.finite import check_embeddings, check_finite
 
 
 class PairIndex:
@@ -52,8 +53,12 @@ def score_blocks(
         exclude_items (torch.Tensor, optional): Items whose score becomes
             :math:`-\infty` for everyone, int64 :obj:`[m]`. (default: :obj:`None`)
         batch_size (int, optional): Users per block. (default: :obj:`2048`)
+
+    Raises:
+        ValueError: If the embeddings are not finite.
     """
     index = None if exclude is None else PairIndex(exclude, user_emb.size(0))
+    user_emb, item_emb = check_embeddings(user_emb, item_emb)
     for block in users.split(batch_size):
         scores = user_emb[block] @ item_emb.t()
         if index is not None:
@@ -92,9 +97,10 @@ def topk_items(
         (torch.Tensor, torch.Tensor): Items int64 and scores, both :obj:`[n, k]`.
 
     Raises:
-        ValueError: If :obj:`k` is below 1.
+        ValueError: If :obj:`k` is below 1, or the embeddings are not finite.
     """
     check_int(k, 'k', 1)
+    user_emb, item_emb = check_embeddings(user_emb, item_emb)
     num_items = item_emb.size(0)
     items = users.new_full((users.numel(), k), -1)
     values = user_emb.new_full((users.numel(), k), -torch.inf)
@@ -118,13 +124,18 @@ def topk_lowest_index(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     the border of the list need a full stable sort.
 
     Args:
-        scores (torch.Tensor): Scores :obj:`[B, N]`.
+        scores (torch.Tensor): Scores :obj:`[B, N]`, :math:`-\infty` where an entry is
+            no candidate.
         k (int): Length of the list, at most :obj:`N`.
 
     Returns:
         (torch.Tensor, torch.Tensor): Values and int64 indices, both :obj:`[B, k]`.
+
+    Raises:
+        ValueError: If a score is NaN or :math:`\infty`.
     """
     value, index = scores.topk(min(k + 1, scores.size(1)), dim=1)
+    check_finite(value, 'scores', masked=True)  # The largest come first, NaN as such.
     if value.size(1) > k:
         crossing = (value[:, k] == value[:, k - 1]).nonzero().view(-1)
         value, index = value[:, :k], index[:, :k]
@@ -162,7 +173,11 @@ def pair_ranks(
     Returns:
         (torch.Tensor, torch.Tensor): Ranks from 1, int64 :obj:`[n]`, and scores
         standardised over the user's row :obj:`[n]`.
+
+    Raises:
+        ValueError: If the embeddings are not finite.
     """
+    user_emb, item_emb = check_embeddings(user_emb, item_emb)
     if pairs.size(1) == 0:
         return pairs.new_empty(0), user_emb.new_empty(0)
     index = PairIndex(known, user_emb.size(0))
@@ -203,8 +218,12 @@ def pair_hits(
     Returns:
         (torch.Tensor, torch.Tensor): Hits, bool :obj:`[n]`, and scores standardised
         over the user's row :obj:`[n]`.
+
+    Raises:
+        ValueError: If :obj:`k` is below 1, or the embeddings are not finite.
     """
     check_int(k, 'k', 1)
+    user_emb, item_emb = check_embeddings(user_emb, item_emb)
     if pairs.size(1) == 0:
         return torch.empty_like(pairs[0], dtype=torch.bool), user_emb.new_empty(0)
     index = PairIndex(known, user_emb.size(0))

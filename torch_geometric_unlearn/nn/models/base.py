@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-from torch_geometric_unlearn.utils.mode import evaluating
 from torch_geometric_unlearn.utils.topk import topk_items
 
 
@@ -250,9 +249,13 @@ class Recommender(torch.nn.Module, ABC):
         Returns:
             (torch.Tensor, torch.Tensor): Items int64 and scores, both
             :obj:`[n, k]`; item :obj:`-1` where no item is left.
+
+        Raises:
+            ValueError: If the embeddings are not finite.
         """
-        with evaluating(self):
-            user_emb, item_emb = self(graph)
+        from .served import Served  # Which is built on this module.
+
+        user_emb, item_emb = Served(self, graph).embeddings
         users = users.to(user_emb.device)
         exclude = graph.edge_index if exclude is None else exclude
         exclude = exclude.to(user_emb.device)
