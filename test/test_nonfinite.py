@@ -374,6 +374,12 @@ CASES = {
     'exposure.exposure': [
         (lambda v: metrics.exposure(broken(v), shop().marked), ITEM)
     ],
+    'exposure.listed_pairs': [
+        (
+            lambda v: EXPOSURE.listed_pairs(Served(broken(v), graph()), shop().marked),
+            ITEM,
+        )
+    ],
     'exposure.item_reach': [
         (lambda v: EXPOSURE.item_reach(broken(v), shop().marked), ITEM)
     ],

@@ -17,7 +17,7 @@ def test_files_are_written_and_the_page_follows_from_the_json(full, tmp_path):
         page = (base.parent / f'{base.name}.html').read_text(encoding='utf-8')
         assert page == render_html(content)
     assert (tmp_path / 'd' / 'v1.2.html').exists()
-    with pytest.raises(ValueError, match=r"schema_version 2 \(got 1\)"):
+    with pytest.raises(ValueError, match=r"schema_version 3 \(got 1\)"):
         write_report({'schema_version': 1}, tmp_path / 'e')
     with pytest.raises(ValueError, match=r"no more arguments \(got \['data'\]\)"):
         write_report(full, tmp_path / 'e', data=None)

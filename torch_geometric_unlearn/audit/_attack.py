@@ -60,6 +60,9 @@ class MembershipResult:
         check (dict, optional): Result of
             :meth:`~torch_geometric_unlearn.audit.self_check`, if the original model
             was given.
+        num_groups (int): Users (items) of the examples, which the intervals are from;
+            these are NaN for a single one.
+        reason (str): Why the metrics are NaN, or an empty string.
     """
 
     mode: str
@@ -81,6 +84,8 @@ class MembershipResult:
     )
     details: dict[str, Any] = field(default_factory=dict)
     check: dict[str, Any] | None = None
+    num_groups: int = 0
+    reason: str = ''
 
     def to_dict(self) -> dict[str, Any]:
         r"""Returns everything as JSON-serialisable values."""
@@ -345,6 +350,9 @@ def fill_result(
     for name, side in (('members', label), ('nonmembers', ~label)):
         result.scores[name] = score[side][:MAX_SCORES].tolist()
     resamples = resample(score, guess, label, group, num_bootstrap, seed)
+    result.num_groups = group.unique().numel()
+    if result.num_groups < 2:  # All resamples of one group are the same.
+        return {name: torch.full_like(x, math.nan) for name, x in resamples.items()}
     result.intervals = {key: percentiles(value) for key, value in resamples.items()}
     return resamples
 

@@ -143,11 +143,11 @@ def likelihood_ratio(
     targets = targets.sort()[0]
     result = MembershipResult('likelihood_ratio', level)
     if targets.numel() < 2 * MIN_TARGETS:
-        warnings.warn(
+        result.reason = (
             f'The attack needs {2 * MIN_TARGETS} targets (got {targets.numel()}), so '
-            f'its metrics are NaN. Mark more.',
-            stacklevel=2,
+            f'its metrics are NaN. Mark more.'
         )
+        warnings.warn(result.reason, stacklevel=2)
         return result
     chosen = torch.isin(keys, targets)
     pairs, keys = forgotten[:, chosen], keys[chosen]

@@ -73,8 +73,8 @@ def relearn_time(
         :obj:`retrained_steps`, :obj:`retrained_reached`, and :obj:`relative`, the
         quotient of both mean times (NaN where that of the retrained model is 0, and a
         bound only where a share is below 1); :obj:`missing`, :obj:`['retrained']` or
-        nothing. All NaN, with a warning, if fewer than two interactions are marked or
-        the original model recalls none.
+        nothing; :obj:`reason`, empty or why all is NaN, which is warned of: fewer than
+        two interactions are marked, or the original model recalls none.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -98,10 +98,7 @@ def relearn_time(
     forgotten = schema.forgotten_edge_index(data).cpu()
     num_shown = max(1, round(ratio * forgotten.size(1)))
     if forgotten.size(1) <= num_shown:
-        warnings.warn(
-            'Too few interactions are marked, so the relearn time is NaN', stacklevel=2
-        )
-        return _empty(num_subsets, retrained)
+        return _empty('Too few interactions are marked', num_subsets, retrained)
 
     gen = generator(seed)
     orders = [
@@ -117,12 +114,8 @@ def relearn_time(
         goals = [_recall(emb, data, shown, rest, k) for shown, rest in parts]
     goals = [share * goal for goal in goals]
     if min(goals) == 0:
-        warnings.warn(
-            'The original model recalls none of the forgotten interactions, so the '
-            'relearn time is NaN',
-            stacklevel=2,
-        )
-        return _empty(num_subsets, retrained)
+        reason = 'The original model recalls none of the forgotten interactions'
+        return _empty(reason, num_subsets, retrained)
 
     def run(which: Any, name: str) -> tuple[list[int], list[bool], list[float]]:
         rows = []
@@ -143,6 +136,7 @@ def relearn_time(
         'start': _mean(start),
         'goal': _mean(goals),
         'missing': ['retrained'] if retrained is None else [],
+        'reason': '',
     }
     if retrained is not None:
         steps, reached, _ = run(retrained, 'retrained')
@@ -154,13 +148,16 @@ def relearn_time(
     return out
 
 
-def _empty(num_subsets: int, retrained: Any) -> dict[str, Any]:
+def _empty(reason: str, num_subsets: int, retrained: Any) -> dict[str, Any]:
+    reason = f'{reason}, so the relearn time is NaN'
+    warnings.warn(reason, stacklevel=3)
     names = ['steps', 'reached', 'start', 'goal']
     if retrained is not None:
         names += ['retrained_steps', 'retrained_reached', 'relative']
     out: dict[str, Any] = dict.fromkeys(names, math.nan)
     out['steps_per_subset'] = [math.nan] * num_subsets
     out['missing'] = ['retrained'] if retrained is None else []
+    out['reason'] = reason
     return out
 
 

@@ -127,13 +127,13 @@ def shadow(
     gone, strangers = shuffled(forgotten[0]), shuffled(unseen[0])
     num = min(gone.numel(), strangers.numel())
     if num < MIN_EXAMPLES or members.numel() < MIN_EXAMPLES:
-        warnings.warn(
+        result.reason = (
             f'The attack needs {MIN_EXAMPLES} users of each kind (got {gone.numel()} '
             f'deleted, {strangers.numel()} never trained on, {members.numel()} for the '
             f"shadow model), so its metrics are NaN. Set users aside before training "
-            f"with 'hold_out_users'.",
-            stacklevel=2,
+            f"with 'hold_out_users'."
         )
+        warnings.warn(result.reason, stacklevel=2)
         return result
     gone, strangers = gone[:num], strangers[:num]
 

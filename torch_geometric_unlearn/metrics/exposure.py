@@ -71,13 +71,26 @@ def exposure(
     forgotten = forgotten.to(reach.device)
     shown = reach[forgotten[1].unique()]
 
-    user_emb, item_emb = served.embeddings
-    exclude = schema.retained_edge_index(data).to(reach.device)
-    users, position = forgotten[0].unique(return_inverse=True)
-    lists, _ = topk_items(user_emb, item_emb, users, k, exclude)
-    pair = (lists[position] == forgotten[1].unsqueeze(1)).any(dim=1)
+    pair = listed_pairs(served, data, k)
     values = (shown.sum() / k, shown.mean(), pair.double().mean())
     return {name: float(value) for name, value in zip(names, values)}
+
+
+def listed_pairs(served: Served, data: HeteroData, k: int = 20) -> Tensor:
+    r"""Tells which forgotten pairs are in the list of their user, retained training
+    pairs masked; bool :obj:`[n]`, whose mean is :obj:`pair@K` of :meth:`exposure`.
+
+    Args:
+        served (Served): The model to look at.
+        data (HeteroData): The data with the request still marked.
+        k (int, optional): Length of the lists. (default: :obj:`20`)
+    """
+    user_emb, item_emb = served.embeddings
+    forgotten = schema.forgotten_edge_index(data).to(user_emb.device)
+    exclude = schema.retained_edge_index(data).to(user_emb.device)
+    users, position = forgotten[0].unique(return_inverse=True)
+    lists, _ = topk_items(user_emb, item_emb, users, k, exclude)
+    return (lists[position] == forgotten[1].unsqueeze(1)).any(dim=1)
 
 
 def item_reach(

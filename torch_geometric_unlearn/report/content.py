@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,8 @@ from torch_geometric_unlearn.data.request import Request
 from torch_geometric_unlearn.evaluation import (
     ORIGINAL,
     RETRAINED,
+    SECOND,
+    UNLEARNED,
     Comparison,
     cost_of,
     model_of,
@@ -35,7 +38,7 @@ from torch_geometric_unlearn.utils.topk import pair_hits
 from .verdict import listing
 
 #: Names of models that stand for their role; all others are controls.
-ROLES = (ORIGINAL, RETRAINED, 'unlearned')
+ROLES = (ORIGINAL, RETRAINED, UNLEARNED)
 
 #: Audits that a full report holds.
 AUDITS = ('membership', 'completion', 'backdoor', 'closeness')
@@ -97,6 +100,7 @@ def collect(
     return {
         **{name: _COMPLETE | section for name, section in sections.items()},
         'method': _method(result),
+        'differences': _differences(comparison, table, k, failures),
         'audits': audited,
         'sizes': {} if data is None else _sizes(data),
         'masks': _MASKS,
@@ -194,7 +198,7 @@ def _table(
     for values in measured:
         name = str(values.pop('method'))
         own = {measure: reason for who, measure, reason in errors if who == name}
-        role = name if name in ROLES else 'control'
+        role = name if name in (*ROLES, SECOND) else 'control'
         rows.append({'name': name, 'role': role, 'values': values, 'errors': own})
     columns = list(dict.fromkeys(key for row in rows for key in row['values']))
     lacking = ['data'] if comparison is None else []
@@ -202,6 +206,27 @@ def _table(
     lacking += [] if any(row['role'] == 'control' for row in rows) else ['controls']
     missing = f'To complete it, pass {_quoted(lacking)}.' if lacking else ''
     return {'missing': missing, 'needs': lacking, 'columns': columns, 'rows': rows}
+
+
+def _differences(
+    comparison: Comparison | None,
+    table: Mapping[str, Any],
+    k: int,
+    failures: list[dict[str, str]],
+) -> dict[str, Any]:
+    r"""Returns by model how far it is from the retrained one, see
+    :meth:`~torch_geometric_unlearn.evaluation.Comparison.difference`.
+    """
+    whole = [row['name'] for row in table['rows'] if not row['errors']]
+    if comparison is None or RETRAINED not in whole:
+        return {}
+    out = {}
+    for name in whole:
+        measure = partial(comparison.difference, name, k)
+        found = _attempt(f'difference of {name}', measure, failures)
+        if 'error' not in found:
+            out[name] = {key: asdict(value) for key, value in found.items()}
+    return out
 
 
 def _modules(result: UnlearnResult, models: Mapping[str, Any]) -> dict[str, Any]:
