@@ -2,14 +2,15 @@ import math
 
 import pytest
 import torch
+from scipy import stats
 
 from torch_geometric_unlearn.audit import completion, membership
 from torch_geometric_unlearn.datasets import SyntheticMultimodal
-from torch_geometric_unlearn.evaluation import Comparison
+from torch_geometric_unlearn.evaluation import Comparison, Difference, student
 from torch_geometric_unlearn.metrics import evaluate_request, exposure, trade_off
-from torch_geometric_unlearn.nn import LightGCN
-from torch_geometric_unlearn.transforms import ForgetUsers
-from torch_geometric_unlearn.unlearn import EdgeDrop
+from torch_geometric_unlearn.nn import MGCN, LightGCN
+from torch_geometric_unlearn.transforms import ForgetItems, ForgetUsers
+from torch_geometric_unlearn.unlearn import COVA, EdgeDrop, GNNDelete
 
 
 @pytest.fixture(scope='module')
@@ -78,3 +79,86 @@ def test_bad_input(shop):
         comparison.measure(k=0)
     with pytest.raises(ValueError, match="'name' must be one of"):
         comparison.serve('retrained')
+
+
+def test_differences_are_those_of_the_figures(shop):
+    data = SyntheticMultimodal('tiny')[0]
+    for marked in (shop, ForgetItems(ratio=0.1)(data)):
+        models = {'retrained': build(marked), 'unlearned': build(marked, 1)}
+        comparison = Comparison(models, marked)
+        goal, own = comparison.measure(k=10)
+        found = comparison.difference('unlearned', 10)
+        value = own['pair@10'] - goal['pair@10']
+        assert found['pair@10'].value == pytest.approx(value)
+        value = own['retain_ndcg@10'] / goal['retain_ndcg@10'] - 1
+        assert found['retain_ndcg@10'].value == pytest.approx(value, abs=1e-6)
+        same = comparison.difference('retrained', 10)
+        assert {x.value for x in same.values()} == {0.0}
+        for key, change in found.items():
+            assert change.low < change.value < change.high
+            assert same[key].high < change.high - change.value
+    assert found['pair@10'].num_groups == 6  # The deleted items.
+    plain = Comparison(models, data)  # Nothing is marked.
+    assert list(plain.difference('unlearned')) == ['retain_ndcg@20']
+
+
+def test_intervals_by_formula():
+    gen = torch.Generator().manual_seed(0)
+    change = torch.randn(40, generator=gen).double()
+    own = Difference.of(change, torch.arange(40))
+    wanted = stats.ttest_1samp(change.numpy(), 0).confidence_interval()
+    assert (own.low, own.high) == pytest.approx(tuple(wanted), abs=2e-4)
+    # Examples that only repeat their group say nothing new.
+    place = torch.arange(40).repeat_interleave(5)
+    twice = Difference.of(change[place], place)
+    assert (twice.low, twice.high) == pytest.approx((own.low, own.high))
+    assert (twice.num_examples, twice.num_groups) == (200, 40)
+    # Matched pairs, 3 up and 1 down of 50, by Agresti and Min.
+    pairs = torch.tensor([1.0] * 3 + [-1.0] + [0.0] * 46).double()
+    found = Difference.of(pairs, torch.arange(50))
+    half = ((4 + 1) - 2**2 / 52) ** 0.5 / 52
+    half *= stats.t.ppf(0.975, 49)
+    assert found.high - found.value == pytest.approx(half, rel=1e-3)
+    none = Difference.of(torch.zeros(9).double(), torch.zeros(9))
+    assert (none.low, none.value, none.high) == (-math.inf, 0.0, math.inf)
+    for freedom in (*range(1, 40), 1000):
+        wanted = stats.t.ppf(0.975, freedom)
+        assert student(freedom) == pytest.approx(wanted, abs=6e-4)
+
+
+def test_retrainings_cover_their_own_truth():
+    r"""Ninety-five of a hundred intervals hold the truth, whatever the groups."""
+    gen = torch.Generator().manual_seed(1)
+    group = torch.arange(8).repeat_interleave(6)
+    inside = 0
+    for _ in range(400):
+        taste = 0.5 * torch.randn(8, generator=gen).double()[group]
+        noise = torch.rand(48, generator=gen).double()
+        change = (noise < 0.2 + 0.2 * taste.tanh()).double()
+        change -= (noise > 0.8 + 0.2 * taste.tanh()).double()
+        found = Difference.of(change, group)
+        inside += found.low <= 0 <= found.high
+    assert inside >= 372  # 93 %
+
+
+def test_models_of_other_kinds_and_sizes():
+    data = SyntheticMultimodal('tiny')[0]
+    marked = ForgetUsers([3])(data)
+    model = MGCN.from_data(data, hidden_channels=8)
+    larger = MGCN.from_data(data, hidden_channels=16)
+    light = LightGCN.from_data(data, hidden_channels=8)
+    message = r"'retrained' .* of shape \[100, 16\], not \[100, 8\]"
+    with pytest.raises(ValueError, match=message):
+        Comparison({'original': model, 'retrained': larger}, marked)
+    with pytest.raises(ValueError, match=r"'drop' .* is a LightGCN, not a MGCN"):
+        Comparison({'original': model, 'drop': EdgeDrop()(light, marked)}, marked)
+    with pytest.raises(ValueError, match=r"'unlearned' .* is a LightGCN, not a MGCN"):
+        Comparison({'retrained': model, 'unlearned': light}, marked)
+    # A method may return another kind of model, and a baseline may be one.
+    others = {
+        'delete': GNNDelete(num_epochs=1, num_steps=1)(model, marked),
+        'cova': COVA()(model, marked),
+        'another recommender': light,
+    }
+    rows = Comparison({'original': model, **others}, marked).measure(['exposure'])
+    assert len(rows) == 4

@@ -217,10 +217,12 @@ def test_validity(data, trained):
     assert (out.valid, out.reason, out.missing) == (True, '', [])
     out = backdoor(trained, poisoned, original=out)
     assert out.valid is (out.asr >= 0.3)
-    for value in (0.29, math.nan):
-        out = backdoor(trained, poisoned, original=value)
-        assert out.valid is False
-        assert "Raise 'ratio', 'num_triggers' or 'num_fillers'" in out.reason
+    out = backdoor(trained, poisoned, original=0.29)
+    assert out.valid is False
+    assert "Raise 'ratio', 'num_triggers' or 'num_fillers'" in out.reason
+    out = backdoor(trained, poisoned, original=math.nan)
+    assert out.valid is None
+    assert 'is NaN: its lists show the target' in out.reason
     with pytest.raises(ValueError, match=r'must be a result at k=20 \(got k=5\)'):
         backdoor(trained, poisoned, original=BackdoorResult(1, 1, 5, 1, 1, 1))
     marked = ForgetInteractions(poisoned.backdoor_pairs)(poisoned)

@@ -12,7 +12,7 @@ from torch_geometric_unlearn.audit.likelihood_ratio import (
     log_likelihood_ratio,
 )
 from torch_geometric_unlearn.data import schema
-from torch_geometric_unlearn.nn import EmbeddingTable
+from torch_geometric_unlearn.nn import EmbeddingTable, Served
 from torch_geometric_unlearn.train import fit
 from torch_geometric_unlearn.transforms import ForgetItems, ForgetUsers
 from torch_geometric_unlearn.unlearn import EdgeDrop, Retrain, RowReset
@@ -108,7 +108,7 @@ def test_margins_against_loops(marked):
     model = build(marked)
     pairs = schema.forgotten_edge_index(marked)[:, :30]
     users, target = pairs[0].unique(return_inverse=True)
-    out = _margins(model, model.build_graph(marked), pairs, target)
+    out = _margins(Served.of(model, marked), pairs, target)
     scores = (model.user_embedding.weight @ model.item_embedding.weight.t()).detach()
     for n, u in enumerate(users):
         own = scores[u, pairs[1, pairs[0] == u]]

@@ -12,7 +12,8 @@ from torch_geometric_unlearn.metrics import (
     evaluate_split,
     ranking_metrics,
 )
-from torch_geometric_unlearn.nn import MGCN
+from torch_geometric_unlearn.metrics.ranking import retained_ndcg
+from torch_geometric_unlearn.nn import MGCN, Served
 from torch_geometric_unlearn.transforms import (
     ForgetInteractions,
     ForgetItems,
@@ -247,3 +248,16 @@ def test_evaluate_request_without_request(data, trained):
     assert math.isnan(out.pop('forget_ndcg@20'))
     expected = evaluate_split(trained, data, ks=(20,))
     assert out == {f'retain_{key}': value for key, value in expected.items()}
+
+
+@pytest.mark.parametrize('transform', [ForgetUsers, ForgetItems])
+@pytest.mark.parametrize('k', [3, 20, 80])
+def test_ndcg_by_user_averages_to_that_of_the_request(transform, k, data, trained):
+    marked = transform(ratio=0.2)(data)
+    served = Served.of(trained, marked)
+    users, values = retained_ndcg(served, marked, k, batch_size=7)
+    wanted = evaluate_request(served, marked, ks=(k,))[f'retain_ndcg@{k}']
+    assert float(values.mean()) == pytest.approx(wanted, abs=1e-6)
+    assert torch.equal(users, users.unique())
+    del marked.test_edge_label_index
+    assert retained_ndcg(served, marked, k)[1].numel() == 0

@@ -77,7 +77,7 @@ def test_a_fault_ends_the_run_before_its_epoch(model):
     assert torch.equal(model.user_embedding.weight, before)  # As it was.
 
 
-def test_what_is_not_finite_is_never_chosen(model):
+def test_what_is_not_finite_is_never_chosen(model, data):
     history, _, value = run(model, [0.9, math.nan, 0.0], 3 * [0.9])
     assert history[1]['stopped'] == 'the model is no longer finite'
     assert (len(history), value) == (2, 1)
@@ -88,4 +88,4 @@ def test_what_is_not_finite_is_never_chosen(model):
         return {}
 
     with pytest.raises(FloatingPointError, match='ended in its first epoch'):
-        iterate(model, None, Plan([0.0], [0.9]), explode, 3)
+        iterate(model, model.build_graph(data), Plan([0.0], [0.9]), explode, 3)

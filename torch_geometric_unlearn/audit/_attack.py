@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from torch_geometric_unlearn.utils.check import check_choice, check_int
+from torch_geometric_unlearn.utils.finite import check_finite
 from torch_geometric_unlearn.utils.optional import import_optional
 from torch_geometric_unlearn.utils.seed import generator
 
@@ -59,6 +60,9 @@ class MembershipResult:
         check (dict, optional): Result of
             :meth:`~torch_geometric_unlearn.audit.self_check`, if the original model
             was given.
+        num_groups (int): Users (items) of the examples, which the intervals are from;
+            these are NaN for a single one.
+        reason (str): Why the metrics are NaN, or an empty string.
     """
 
     mode: str
@@ -80,6 +84,8 @@ class MembershipResult:
     )
     details: dict[str, Any] = field(default_factory=dict)
     check: dict[str, Any] | None = None
+    num_groups: int = 0
+    reason: str = ''
 
     def to_dict(self) -> dict[str, Any]:
         r"""Returns everything as JSON-serialisable values."""
@@ -159,6 +165,7 @@ class Attacker:
         r"""Fits to features float64 :obj:`[n, F]`, labels bool :obj:`[n]` and groups
         int64 :obj:`[n]`.
         """
+        check_finite(x, 'features')
         fold = group_folds(group, label, _INNER_FOLDS, self.seed)
         best = -1.0
         for name in self.classifiers:
@@ -176,6 +183,7 @@ class Attacker:
 
     def __call__(self, x: Tensor) -> Tensor:
         r"""Returns log-odds of membership, float64 :obj:`[n]`."""
+        check_finite(x, 'features')
         return _decide(self.model, x)
 
     def _build(self, name: str) -> Any:
@@ -206,6 +214,7 @@ def cross_validate(
     example of its group, whether it takes the example for a member, and the classifier
     chosen most often.
     """
+    check_finite(x, 'features')
     fold = group_folds(group, label, num_folds, seed)
     score = torch.empty(label.numel(), dtype=torch.float64)
     guess = torch.empty_like(label)
@@ -238,6 +247,7 @@ def best_threshold(score: Tensor, label: Tensor) -> float:
     r"""Returns the threshold of the best balanced accuracy, halfway between two scores;
     an example is taken for a member if it scores above.
     """
+    check_finite(score, 'score')
     values, index = score.unique(return_inverse=True)
     members = index[label].bincount(minlength=values.numel()).double()
     others = index[~label].bincount(minlength=values.numel()).double()
@@ -252,8 +262,10 @@ def ranking_figures(
     score: Tensor, label: Tensor, weight: Tensor | None = None
 ) -> dict[str, Tensor]:
     r"""Returns AUC and true positive rate at 1% false positives, for one or many
-    weightings of the examples :obj:`[B, n]` at once; ties count half in the AUC.
+    weightings of the examples :obj:`[B, n]` at once; ties count half in the AUC, and
+    without examples of one side both are NaN.
     """
+    check_finite(score, 'score')
     if weight is None:
         weight = torch.ones(1, score.numel(), dtype=torch.float64)
     order = score.argsort(descending=True)
@@ -338,6 +350,9 @@ def fill_result(
     for name, side in (('members', label), ('nonmembers', ~label)):
         result.scores[name] = score[side][:MAX_SCORES].tolist()
     resamples = resample(score, guess, label, group, num_bootstrap, seed)
+    result.num_groups = group.unique().numel()
+    if result.num_groups < 2:  # All resamples of one group are the same.
+        return {name: torch.full_like(x, math.nan) for name, x in resamples.items()}
     result.intervals = {key: percentiles(value) for key, value in resamples.items()}
     return resamples
 
@@ -347,7 +362,7 @@ def fill_direction(result: MembershipResult, members_above: bool) -> None:
     low, high = result.intervals['auc']
     if low <= 0.5 <= high:
         result.direction = 'none'
-    else:
+    elif low <= high:  # Not so where they are NaN.
         result.direction = 'remembered' if members_above else 'over-forgotten'
 
 

@@ -78,7 +78,8 @@ class MembershipAudit:
         result.num_members, result.num_nonmembers = test.counts
         for side, examples in (('testing', test), ('training', train)):
             if examples is not None and min(examples.counts) < MIN_EXAMPLES:
-                _warn_too_few(examples, side, given.level)
+                result.reason = _too_few(examples, side, given.level)
+                warnings.warn(result.reason, stacklevel=4)
                 return result
         x, names = _features(source, test)
         if train is None:
@@ -131,14 +132,12 @@ def _features(source: PairFeatures, examples: Examples) -> tuple[Tensor, list[st
     return source.of_histories(examples.pairs, examples.ids)
 
 
-def _warn_too_few(examples: Examples, side: str, level: str) -> None:
+def _too_few(examples: Examples, side: str, level: str) -> str:
     members, others = examples.counts
     advice = 'Mark more, or keep more pairs out of training.'
     if level == 'user':
         advice = "Set users aside before training with 'hold_out_users'."
-    warnings.warn(
+    return (
         f'The attack needs {MIN_EXAMPLES} members and as many non-members for {side} '
-        f'(got {members} and {others}), so its metrics are '
-        f'NaN. {advice}',
-        stacklevel=5,
+        f'(got {members} and {others}), so its metrics are NaN. {advice}'
     )

@@ -265,8 +265,12 @@ def _validity(original: BackdoorResult | float | None) -> tuple[bool | None, str
                 f'of {MIN_RATE} is meant for ASR@20.'
             )
         original = original.asr
-    if original == original:
-        check_float(original, 'original', 0.0, 1.0)
+    if original != original:
+        return None, (
+            'The success rate of the poisoned original is NaN: its lists show the '
+            "target to all test users already. Lower 'k', or plant another target."
+        )
+    check_float(original, 'original', 0.0, 1.0)
     if original >= MIN_RATE:
         return True, ''
     return False, (

@@ -88,7 +88,7 @@ def compare_membership(
     results, resamples = [], {}
     for name, model in models.items():
         served = Served.before if name == 'original' else Served.of
-        source = audit.source(served(model, data))
+        source = audit.source(served(model, data, name=name))
         for mode in modes:
             result = audit(source, mode)
             resamples[name, mode] = audit.resamples

@@ -38,10 +38,12 @@ class CompletionResult:
         auc (float): Share of equally popular items outside of the history that score
             below a deleted item, the mean over deleted items; 0.5 for an attacker who
             guesses, NaN with fewer than 50 guesses.
-        interval (list): 95% bootstrap interval :obj:`[low, high]` over users.
+        interval (list): 95% bootstrap interval :obj:`[low, high]` over users; NaN for a
+            single one.
         standard_error (float): Of :obj:`auc`, from the same resamples.
         num_users (int): Users whose histories were split.
         num_targets (int): Deleted pairs that were guessed, over all splits.
+        reason (str): Why :obj:`auc` is NaN, or an empty string.
     """
 
     auc: float = math.nan
@@ -49,6 +51,7 @@ class CompletionResult:
     standard_error: float = math.nan
     num_users: int = 0
     num_targets: int = 0
+    reason: str = ''
 
     def to_dict(self) -> dict[str, Any]:
         r"""Returns everything as JSON-serialisable values."""
@@ -193,7 +196,7 @@ def compare_completion(
     out = {}
     for name, model in models.items():
         served = Served.before if name == 'original' else Served.of
-        out[name] = completion(served(model, data), data, **kwargs)
+        out[name] = completion(served(model, data, name=name), data, **kwargs)
     return out
 
 
@@ -243,18 +246,20 @@ def _attack(
         num_users=users.numel(), num_targets=int(number.sum())
     )
     if result.num_targets < MIN_TARGETS:
-        warnings.warn(
+        result.reason = (
             f'The completion attack needs {MIN_TARGETS} deleted pairs to guess, of '
             f'users with at least {MIN_HISTORY} training pairs (got '
-            f'{result.num_targets}), so its AUC is NaN. Pool several requests.',
-            stacklevel=3,
+            f'{result.num_targets}), so its AUC is NaN. Pool several requests.'
         )
+        warnings.warn(result.reason, stacklevel=3)
         return result
     size = users.numel() * num_bootstrap
     drawn = torch.multinomial(torch.ones(users.numel()), size, True, generator=rng)
     drawn = drawn.view(num_bootstrap, -1)
     means = total[drawn].sum(dim=1) / number[drawn].sum(dim=1)
     result.auc = float(total.sum() / number.sum())
+    if users.numel() < 2:  # All resamples of one user are the same.
+        return result
     result.interval = percentiles(means)
     result.standard_error = float(means[~means.isnan()].std())
     return result

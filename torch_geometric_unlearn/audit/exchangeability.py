@@ -11,6 +11,7 @@ from torch_geometric.data import HeteroData
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.known_pairs import KnownPairs
 from torch_geometric_unlearn.utils.check import check_choice, check_int
+from torch_geometric_unlearn.utils.finite import check_finite
 from torch_geometric_unlearn.utils.seed import generator
 
 from ._attack import (
@@ -133,6 +134,8 @@ def covariates(
     if time is not None:
         columns.append(time)
         names.append('time')
+    for column, name in zip(columns, names):
+        check_finite(column, name, 'Correct it in the data.')
     return torch.stack(columns, dim=1), names
 
 

@@ -12,8 +12,8 @@ from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import Request, without_request
-from torch_geometric_unlearn.metrics import embed
 from torch_geometric_unlearn.nn.models.base import RecommenderLike
+from torch_geometric_unlearn.nn.models.served import Served
 from torch_geometric_unlearn.train import fit
 from torch_geometric_unlearn.transforms import (
     DropForgotten,
@@ -22,6 +22,7 @@ from torch_geometric_unlearn.transforms import (
 )
 from torch_geometric_unlearn.unlearn import Unlearner
 from torch_geometric_unlearn.utils.check import check_choice, check_int
+from torch_geometric_unlearn.utils.finite import check_finite
 from torch_geometric_unlearn.utils.seed import generator, isolated_seed
 
 from ._attack import (
@@ -142,11 +143,11 @@ def likelihood_ratio(
     targets = targets.sort()[0]
     result = MembershipResult('likelihood_ratio', level)
     if targets.numel() < 2 * MIN_TARGETS:
-        warnings.warn(
+        result.reason = (
             f'The attack needs {2 * MIN_TARGETS} targets (got {targets.numel()}), so '
-            f'its metrics are NaN. Mark more.',
-            stacklevel=2,
+            f'its metrics are NaN. Mark more.'
         )
+        warnings.warn(result.reason, stacklevel=2)
         return result
     chosen = torch.isin(keys, targets)
     pairs, keys = forgotten[:, chosen], keys[chosen]
@@ -168,7 +169,8 @@ def likelihood_ratio(
             request = ForgetInteractions(part)(shadow)
         out = unlearner(fresh, request)
         graph = out.model.build_graph(out.data)
-        values.append(_margins(out.model, graph, pairs, target_of_pair))
+        served = Served(out.model, graph, f'shadow model {n}')
+        values.append(_margins(served, pairs, target_of_pair))
     value = torch.stack(values)
 
     others = ~torch.eye(num_models, dtype=torch.bool)
@@ -187,8 +189,7 @@ def likelihood_ratio(
     fill_direction(result, bool(value[inside].mean() > value[~inside].mean()))
     result.details = {'num_models': num_models, 'num_targets': targets.numel()}
     if model is not None:
-        graph = model.build_graph(data)
-        own = _margins(model, graph, pairs, target_of_pair)
+        own = _margins(Served.of(model, data), pairs, target_of_pair)
         ratio = log_likelihood_ratio(own, value, inside)
         result.details['flagged'] = float((ratio > threshold).double().mean())
         result.details['mean_ratio'] = float(ratio.mean())
@@ -206,7 +207,12 @@ def log_likelihood_ratio(own: Tensor, value: Tensor, inside: Tensor) -> Tensor:
         own (torch.Tensor): Values under the judged model :obj:`[n]`.
         value (torch.Tensor): Values under the shadow models :obj:`[N, n]`.
         inside (torch.Tensor): Which targets they have unlearned, bool :obj:`[N, n]`.
+
+    Raises:
+        ValueError: If a value is not finite.
     """
+    check_finite(own, 'own')
+    check_finite(value, 'value')
     out = torch.zeros_like(own)
     for sign, side in ((1, inside), (-1, ~inside)):
         count = side.sum(dim=0).clamp(min=1)
@@ -236,8 +242,8 @@ def _train_data(data: HeteroData, pairs: Tensor) -> HeteroData:
     return DropForgotten(keep=('*',))(out)
 
 
-def _margins(model: Any, graph: Any, pairs: Tensor, target: Tensor) -> Tensor:
-    user_emb, item_emb = embed(model, graph)
+def _margins(served: Served, pairs: Tensor, target: Tensor) -> Tensor:
+    user_emb, item_emb = served.embeddings
     pairs = pairs.to(user_emb.device)
     user = user_emb[pairs[0]].double()
     centred = item_emb[pairs[1]].double() - item_emb.double().mean(dim=0)

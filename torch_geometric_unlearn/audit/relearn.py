@@ -12,7 +12,7 @@ from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.loader import TripletLoader
-from torch_geometric_unlearn.metrics import embed, ranking_metrics
+from torch_geometric_unlearn.metrics import ranking_metrics
 from torch_geometric_unlearn.nn.models import Served, Triplets
 from torch_geometric_unlearn.utils.check import check_float, check_int, check_ratio
 from torch_geometric_unlearn.utils.seed import generator, isolated_seed
@@ -73,8 +73,8 @@ def relearn_time(
         :obj:`retrained_steps`, :obj:`retrained_reached`, and :obj:`relative`, the
         quotient of both mean times (NaN where that of the retrained model is 0, and a
         bound only where a share is below 1); :obj:`missing`, :obj:`['retrained']` or
-        nothing. All NaN, with a warning, if fewer than two interactions are marked or
-        the original model recalls none.
+        nothing; :obj:`reason`, empty or why all is NaN, which is warned of: fewer than
+        two interactions are marked, or the original model recalls none.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -98,10 +98,7 @@ def relearn_time(
     forgotten = schema.forgotten_edge_index(data).cpu()
     num_shown = max(1, round(ratio * forgotten.size(1)))
     if forgotten.size(1) <= num_shown:
-        warnings.warn(
-            'Too few interactions are marked, so the relearn time is NaN', stacklevel=2
-        )
-        return _empty(num_subsets, retrained)
+        return _empty('Too few interactions are marked', num_subsets, retrained)
 
     gen = generator(seed)
     orders = [
@@ -117,25 +114,21 @@ def relearn_time(
         goals = [_recall(emb, data, shown, rest, k) for shown, rest in parts]
     goals = [share * goal for goal in goals]
     if min(goals) == 0:
-        warnings.warn(
-            'The original model recalls none of the forgotten interactions, so the '
-            'relearn time is NaN',
-            stacklevel=2,
-        )
-        return _empty(num_subsets, retrained)
+        reason = 'The original model recalls none of the forgotten interactions'
+        return _empty(reason, num_subsets, retrained)
 
-    def run(which: Any) -> tuple[list[int], list[bool], list[float]]:
+    def run(which: Any, name: str) -> tuple[list[int], list[bool], list[float]]:
         rows = []
         for place, ((shown, rest), goal) in enumerate(zip(parts, goals)):
             with torch.enable_grad(), isolated_seed(seed + place):
                 own = copy.deepcopy(which)
                 loader = _loader(data, shown, batch_size, seed + place)
-                recalls = _relearn(own, data, shown, rest, loader, k, lr)
+                recalls = _relearn(own, name, data, shown, rest, loader, k, lr)
                 rows.append(_first_step(recalls, goal, max_steps))
         steps, reached, start = (list(column) for column in zip(*rows))
         return steps, reached, start
 
-    steps, reached, start = run(model)
+    steps, reached, start = run(model, 'model')
     out: dict[str, Any] = {
         'steps': _mean(steps),
         'steps_per_subset': steps,
@@ -143,9 +136,10 @@ def relearn_time(
         'start': _mean(start),
         'goal': _mean(goals),
         'missing': ['retrained'] if retrained is None else [],
+        'reason': '',
     }
     if retrained is not None:
-        steps, reached, _ = run(retrained)
+        steps, reached, _ = run(retrained, 'retrained')
         out['retrained_steps'] = _mean(steps)
         out['retrained_reached'] = _mean(reached)
         out['relative'] = math.nan
@@ -154,13 +148,16 @@ def relearn_time(
     return out
 
 
-def _empty(num_subsets: int, retrained: Any) -> dict[str, Any]:
+def _empty(reason: str, num_subsets: int, retrained: Any) -> dict[str, Any]:
+    reason = f'{reason}, so the relearn time is NaN'
+    warnings.warn(reason, stacklevel=3)
     names = ['steps', 'reached', 'start', 'goal']
     if retrained is not None:
         names += ['retrained_steps', 'retrained_reached', 'relative']
     out: dict[str, Any] = dict.fromkeys(names, math.nan)
     out['steps_per_subset'] = [math.nan] * num_subsets
     out['missing'] = ['retrained'] if retrained is None else []
+    out['reason'] = reason
     return out
 
 
@@ -193,6 +190,7 @@ def _loader(
 
 def _relearn(
     model: Any,
+    name: str,
     data: HeteroData,
     shown: Tensor,
     rest: Tensor,
@@ -205,13 +203,14 @@ def _relearn(
     parameters = [p for p in model.parameters() if p.requires_grad]
     device = parameters[0].device
     optimizer = torch.optim.Adam(parameters, lr=lr)
-    yield _recall(embed(model, graph), data, shown, rest, k)
+    yield _recall(Served(model, graph, name).embeddings, data, shown, rest, k)
+    name = f'{name} while it relearns'
     model.train()
     for batch in _endless(loader):
         optimizer.zero_grad(set_to_none=True)
         model.loss(graph, batch.to(device)).backward()
         optimizer.step()
-        yield _recall(embed(model, graph), data, shown, rest, k)
+        yield _recall(Served(model, graph, name).embeddings, data, shown, rest, k)
 
 
 def _endless(loader: TripletLoader) -> Iterator[Triplets]:

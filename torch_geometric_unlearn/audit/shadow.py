@@ -18,6 +18,7 @@ from torch_geometric_unlearn.nn.models.served import Served
 from torch_geometric_unlearn.train import fit
 from torch_geometric_unlearn.transforms import DropForgotten
 from torch_geometric_unlearn.utils.check import check_int
+from torch_geometric_unlearn.utils.finite import check_finite
 from torch_geometric_unlearn.utils.plain import plain
 from torch_geometric_unlearn.utils.seed import generator, isolated_seed
 from torch_geometric_unlearn.utils.topk import topk_items
@@ -127,13 +128,13 @@ def shadow(
     gone, strangers = shuffled(forgotten[0]), shuffled(unseen[0])
     num = min(gone.numel(), strangers.numel())
     if num < MIN_EXAMPLES or members.numel() < MIN_EXAMPLES:
-        warnings.warn(
+        result.reason = (
             f'The attack needs {MIN_EXAMPLES} users of each kind (got {gone.numel()} '
             f'deleted, {strangers.numel()} never trained on, {members.numel()} for the '
             f"shadow model), so its metrics are NaN. Set users aside before training "
-            f"with 'hold_out_users'.",
-            stacklevel=2,
+            f"with 'hold_out_users'."
         )
+        warnings.warn(result.reason, stacklevel=2)
         return result
     gone, strangers = gone[:num], strangers[:num]
 
@@ -144,7 +145,7 @@ def shadow(
     with isolated_seed(seed):
         recommender = build_model(shadow_data)
     fit(recommender, shadow_data, seed=seed, **(fit_args or {}))
-    lent = Served.of(recommender, shadow_data)
+    lent = Served.of(recommender, shadow_data, name='shadow model')
     x_train = torch.cat(
         [
             _describe(retained, members, vectors, _lists(lent, members)),
@@ -161,7 +162,7 @@ def shadow(
     y_train = torch.arange(x_train.size(0)) < members.numel()
     label = torch.arange(x_test.size(0)) < num
     network = _Network(num_factors, num_epochs, lr, seed).fit(x_train, y_train)
-    score = network(x_test)
+    score = check_finite(network(x_test), 'score', "Lower 'lr'.")
     group = torch.cat([gone, strangers]).cpu()
     fill_result(result, score, score > 0, label, group, num_bootstrap, seed)
     guess = network(x_train) > 0

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torch_geometric_unlearn.utils.check import check_float, check_int
+from torch_geometric_unlearn.utils.finite import check_finite
 from torch_geometric_unlearn.utils.topk import topk_lowest_index
 
 #: Rows per block; a block holds a few matrices of scores and some of list x list.
@@ -39,7 +40,8 @@ def linear_cka(x: Tensor, y: Tensor) -> float:
         fewer than two.
 
     Raises:
-        ValueError: If both are no matrices with the same number of rows.
+        ValueError: If both are no matrices with the same number of rows, or not
+            finite.
 
     Example:
         >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 2.0]])
@@ -52,6 +54,8 @@ def linear_cka(x: Tensor, y: Tensor) -> float:
             f'{list(x.shape)} and {list(y.shape)}). Select the same nodes on both '
             f'sides.'
         )
+    check_finite(x, 'x')
+    check_finite(y, 'y')
     if x.size(0) < 2:
         return math.nan
     # Equal rows leave rounding errors after centring, which are no variation.
@@ -172,7 +176,8 @@ def kendall_tau_top(first: Tensor, second: Tensor, k: int = 50) -> Tensor:
         does not vary.
 
     Raises:
-        ValueError: If the scores differ in shape or :obj:`k` is below 1.
+        ValueError: If the scores differ in shape, one is NaN or :math:`\infty`, or
+            :obj:`k` is below 1.
     """
     _check_scores(first, second)
     check_int(k, 'k', 1)
@@ -215,7 +220,8 @@ def jensen_shannon(first: Tensor, second: Tensor, k: int | None = None) -> Tenso
         torch.Tensor: Values in :math:`[0, 1]`, float64 :obj:`[n]`.
 
     Raises:
-        ValueError: If the scores differ in shape or :obj:`k` is below 1.
+        ValueError: If the scores differ in shape, one is NaN or :math:`\infty`, or
+            :obj:`k` is below 1.
     """
     _check_scores(first, second)
     if k is not None:
@@ -233,7 +239,7 @@ def _jensen_shannon(first: Tensor, second: Tensor, k: int | None) -> Tensor:
 
 
 def _distribution(scores: Tensor, union: Tensor | None) -> Tensor:
-    gone = scores == -torch.inf  # NaN is not: it has to show in the result.
+    gone = scores == -torch.inf
     count = (~gone).sum(dim=1, keepdim=True).clamp(min=1)
     mean = scores.masked_fill(gone, 0.0).sum(dim=1, keepdim=True) / count
     centred = (scores - mean).masked_fill(gone, 0.0)
@@ -256,10 +262,15 @@ def ks_statistic(first: Tensor, second: Tensor) -> float:
     Returns:
         float: In :math:`[0, 1]`; NaN if a sample is empty.
 
+    Raises:
+        ValueError: If a value is not finite.
+
     Example:
         >>> ks_statistic(torch.tensor([0.0, 1.0]), torch.tensor([2.0, 3.0]))
         1.0
     """
+    check_finite(first, 'first')
+    check_finite(second, 'second')
     if first.numel() == 0 or second.numel() == 0:
         return math.nan
     first = first.flatten().double().sort()[0]
@@ -287,6 +298,12 @@ def _check_lists(first: Tensor, second: Tensor, k: int) -> None:
             f'm >= {k} (got {list(first.shape)} and {list(second.shape)}). Lower k or '
             f'ask for longer lists.'
         )
+    for name, lists in (('first', first), ('second', second)):
+        if lists.is_floating_point():
+            raise ValueError(
+                f"'{name}' must hold items as integers (got {lists.dtype}), such as "
+                f"the first result of 'topk_items'"
+            )
 
 
 def _check_scores(first: Tensor, second: Tensor) -> None:
@@ -296,6 +313,8 @@ def _check_scores(first: Tensor, second: Tensor) -> None:
             f'(got {list(first.shape)} and {list(second.shape)}). Score the same users '
             f'and items with both models.'
         )
+    check_finite(first, 'first', masked=True)
+    check_finite(second, 'second', masked=True)
 
 
 def _list_sizes(

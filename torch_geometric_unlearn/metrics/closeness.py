@@ -22,6 +22,7 @@ from torch_geometric_unlearn.nn.models.base import (
 )
 from torch_geometric_unlearn.nn.models.served import Served
 from torch_geometric_unlearn.utils.check import check_int
+from torch_geometric_unlearn.utils.finite import check_finite
 from torch_geometric_unlearn.utils.seed import generator
 from torch_geometric_unlearn.utils.topk import (
     pair_hits,
@@ -71,13 +72,16 @@ def parameter_shift(
         :obj:`reference_shift` and :obj:`cosine`; NaN where shapes differ or the
         original is zero, and a cosine is NaN where either has not moved.
 
+    Raises:
+        ValueError: If a parameter is not finite.
+
     Example:
         >>> parameter_shift(model, model)['user_embedding']['shift']
         0.0
     """
     rows = {} if data is None else _touched_rows(original, data)
-    models = [model, original] + ([] if reference is None else [reference])
-    parameters = [dict(m.named_parameters()) for m in models]
+    models = {'model': model, 'original': original, 'reference': reference}
+    parameters = [_parameters(m, n) for n, m in models.items() if m is not None]
     groups: dict[str, list[tuple[Tensor | None, ...]]] = {}
     for name, old in parameters[1].items():
         module = name.rpartition('.')[0] or 'model'
@@ -97,6 +101,13 @@ def parameter_shift(
     return {
         name: _shift_row(members, reference is not None)
         for name, members in groups.items()
+    }
+
+
+def _parameters(model: RecommenderLike, role: str) -> dict[str, Tensor]:
+    return {
+        name: check_finite(value, f'{role}.{name}')
+        for name, value in model.named_parameters()
     }
 
 
@@ -236,14 +247,16 @@ def closeness(
         )
     }  # fmt: skip
     if reference is not None:
-        view, goal = Served.of(model, data), Served.of(reference, data)
+        view = Served.of(model, data, name='model')
+        goal = Served.of(reference, data, name='reference')
         out['value'] = _compare(view, goal, data, sets)
         out['branch_cka'] = _branch_matrix(view, goal, sets['users'])
         if original is not None:
             served = Served.before(original, data)
             out['ceiling'] = _compare(served, goal, data, sets)
         if second is not None:
-            out['floor'] = _compare(Served.of(second, data), goal, data, sets)
+            served = Served.of(second, data, name='second')
+            out['floor'] = _compare(served, goal, data, sets)
         if original is not None and second is not None:
             out['recovered'] = _recovered(out)
     if original is not None:

@@ -66,8 +66,9 @@ def item_persistence(
     popularity = data[schema.EDGE_TYPE].edge_index[1].bincount(minlength=size).cpu()
     share = deleted_share(data).cpu()
     is_forget = share > 0
-    first = item_reach(before, data, k, before_graph).cpu()
-    second = item_reach(after, data, k, after_graph).cpu()
+    served = Served.of(before, data, before_graph, 'before')
+    first = item_reach(served, data, k).cpu()
+    second = item_reach(Served.of(after, data, after_graph, 'after'), data, k).cpu()
     return {
         'is_forget': is_forget,
         'popularity': popularity,

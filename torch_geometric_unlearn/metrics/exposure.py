@@ -17,6 +17,7 @@ from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import Request
 from torch_geometric_unlearn.nn.models.served import Served
 from torch_geometric_unlearn.utils.check import check_choice
+from torch_geometric_unlearn.utils.finite import check_finite
 from torch_geometric_unlearn.utils.topk import topk_items
 
 
@@ -51,10 +52,12 @@ def exposure(
 
     Returns:
         dict: :obj:`exposure@K`, :obj:`reach@K` and :obj:`pair@K`, each in
-        :math:`[0, 1]`; NaN with a warning if nothing is marked.
+        :math:`[0, 1]`; NaN with a warning if nothing is marked, and the first two
+        without an audience.
 
     Raises:
-        ValueError: If :obj:`audience` is unknown.
+        ValueError: If :obj:`audience` is unknown, or the model's embeddings are not
+            finite.
     """
     check_choice(audience, 'audience', ('retained', 'all'))
     data = schema.validate(data)
@@ -68,13 +71,26 @@ def exposure(
     forgotten = forgotten.to(reach.device)
     shown = reach[forgotten[1].unique()]
 
-    user_emb, item_emb = served.embeddings
-    exclude = schema.retained_edge_index(data).to(reach.device)
-    users, position = forgotten[0].unique(return_inverse=True)
-    lists, _ = topk_items(user_emb, item_emb, users, k, exclude)
-    pair = (lists[position] == forgotten[1].unsqueeze(1)).any(dim=1)
+    pair = listed_pairs(served, data, k)
     values = (shown.sum() / k, shown.mean(), pair.double().mean())
     return {name: float(value) for name, value in zip(names, values)}
+
+
+def listed_pairs(served: Served, data: HeteroData, k: int = 20) -> Tensor:
+    r"""Tells which forgotten pairs are in the list of their user, retained training
+    pairs masked; bool :obj:`[n]`, whose mean is :obj:`pair@K` of :meth:`exposure`.
+
+    Args:
+        served (Served): The model to look at.
+        data (HeteroData): The data with the request still marked.
+        k (int, optional): Length of the lists. (default: :obj:`20`)
+    """
+    user_emb, item_emb = served.embeddings
+    forgotten = schema.forgotten_edge_index(data).to(user_emb.device)
+    exclude = schema.retained_edge_index(data).to(user_emb.device)
+    users, position = forgotten[0].unique(return_inverse=True)
+    lists, _ = topk_items(user_emb, item_emb, users, k, exclude)
+    return (lists[position] == forgotten[1].unsqueeze(1)).any(dim=1)
 
 
 def item_reach(
@@ -95,7 +111,8 @@ def item_reach(
         audience (str, optional): As for :meth:`exposure`. (default: :obj:`'retained'`)
 
     Returns:
-        torch.Tensor: Shares in :math:`[0, 1]`, float64 :math:`(N_{item})`.
+        torch.Tensor: Shares in :math:`[0, 1]`, float64 :math:`(N_{item})`; NaN without
+        an audience.
     """
     check_choice(audience, 'audience', ('retained', 'all'))
     user_emb, item_emb = Served.of(model, data, graph).embeddings
@@ -108,7 +125,7 @@ def item_reach(
     exclude = schema.retained_edge_index(data).to(device)
     lists, _ = topk_items(user_emb, item_emb, users, k, exclude, banned)
     count = lists[lists >= 0].bincount(minlength=item_emb.size(0))
-    return count.double() / max(1, users.numel())
+    return count.double() / users.numel()  # NaN without an audience.
 
 
 def deleted_share(data: HeteroData) -> Tensor:
@@ -141,8 +158,14 @@ def exposure_profile(
         dict: :obj:`groups`, a list of rows with :obj:`max_share`, :obj:`num_items`,
         and mean reach :obj:`before` and :obj:`after`; :obj:`correlation` between the
         share and the relative drop of items with any reach before (NaN if there are
-        fewer than two or nothing varies).
+        fewer than two, nothing varies, or a reach is NaN).
+
+    Raises:
+        ValueError: If a reach is infinite, or a share not finite.
     """
+    check_finite(share, 'share')
+    for name, reach in (('before', before), ('after', after)):
+        check_finite(reach[~reach.isnan()], name)
     items = (share > 0).nonzero().view(-1).to(share.device)
     items = items[share[items].argsort(stable=True)]
     groups = [
@@ -155,7 +178,7 @@ def exposure_profile(
         for part in items.tensor_split(num_groups)
         if part.numel() > 0
     ]
-    seen = items[before[items] > 0]
+    seen = items[before[items] != 0]  # NaN stays, so that it shows.
     drop = (before[seen] - after[seen]) / before[seen]
     pair = torch.stack([share[seen].double(), drop.double()])
     correlation = math.nan
@@ -168,9 +191,15 @@ def exposure_drop(before: dict[str, float], after: dict[str, float]) -> float:
     r"""Returns the relative drop of exposure between two results of
     :meth:`exposure`, 1 for items that are gone, 0 for no change.
 
-    NaN if there was no exposure before.
+    NaN if there was no exposure before, or one of both is NaN.
+
+    Raises:
+        ValueError: If an exposure is infinite.
     """
     key = next(key for key in before if key.startswith('exposure@'))
+    for name, row in (('before', before), ('after', after)):
+        if math.isinf(row[key]):
+            raise ValueError(f"'{name}' must have a finite '{key}' (got {row[key]})")
     if before[key] == 0:
         return math.nan
     return (before[key] - after[key]) / before[key]

@@ -27,6 +27,7 @@ from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import Request
 from torch_geometric_unlearn.nn.models.served import Served
 from torch_geometric_unlearn.utils.check import check_bool
+from torch_geometric_unlearn.utils.finite import check_embeddings
 from torch_geometric_unlearn.utils.ids import check_pair_ids
 from torch_geometric_unlearn.utils.seed import generator
 from torch_geometric_unlearn.utils.topk import PairIndex, topk_items
@@ -58,7 +59,11 @@ def ranking_metrics(
     Returns:
         dict: :obj:`recall@K` and :obj:`ndcg@K` for every :obj:`K`. Without a relevant
         pair, all are NaN, with a warning.
+
+    Raises:
+        ValueError: If the embeddings are not finite.
     """
+    user_emb, item_emb = check_embeddings(user_emb, item_emb)
     sizes = user_emb.size(0), item_emb.size(0)
     edge_label_index = check_pair_ids(edge_label_index, *sizes, 'edge_label_index')
     codes = schema.pair_codes(edge_label_index, sizes[1])
@@ -85,9 +90,50 @@ def ranking_metrics(
     return {name: float(metric.compute()) for name, metric in metrics.items()}
 
 
+@torch.no_grad()
+def retained_ndcg(
+    served: Served, data: HeteroData, k: int = 20, batch_size: int = 2048
+) -> tuple[Tensor, Tensor]:
+    r"""Returns NDCG@K on the retained test pairs user by user, whose mean is
+    :obj:`retain_ndcg@K` of :meth:`evaluate_request`.
+
+    Args:
+        served (Served): The model to look at.
+        data (HeteroData): The data with the request still marked.
+        k (int, optional): Length of the list. (default: :obj:`20`)
+        batch_size (int, optional): Users per block. (default: :obj:`2048`)
+
+    Returns:
+        (torch.Tensor, torch.Tensor): The users with such a pair, int64 :obj:`[n]`, and
+        their values, float64 :obj:`[n]`, both on the CPU.
+    """
+    user_emb, item_emb = served.embeddings
+    device, size = user_emb.device, item_emb.size(0)
+    request, test = Request.of(data), schema.held_out(data, 'test')
+    label = test[:, ~request.covers(test)].to(device)
+    exclude = schema.retained_edge_index(data).to(device)
+    index, users = PairIndex(label, user_emb.size(0)), label[0].unique()
+    place = torch.arange(2, k + 2, dtype=torch.double, device=device)
+    weight = 1 / place.log2()
+    out = [weight[:0]]
+    for block in users.split(batch_size):
+        lists, _ = topk_items(
+            user_emb, item_emb, block, k, exclude, request.items.to(device)
+        )
+        row, item = index.lookup(block)
+        first = torch.arange(block.numel(), device=device).unsqueeze(1) * size
+        hit = torch.isin(lists + first, row * size + item) & (lists >= 0)
+        best = weight.cumsum(0)[index.count[block].clamp(max=k) - 1]
+        out.append((hit * weight).sum(dim=1) / best)
+    return users.cpu(), torch.cat(out).cpu()
+
+
 def embed(model: Any, graph: Any) -> tuple[Tensor, Tensor]:
     r"""Returns user and item embeddings in evaluation mode; after it, every module has
     its own mode again.
+
+    Raises:
+        ValueError: If they are not finite.
     """
     return Served(model, graph).embeddings
 

@@ -2,6 +2,7 @@ r"""One number for how much is kept and how much is forgotten."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 
@@ -31,6 +32,12 @@ def trade_off(
         unlearned (dict): The same for the model in question.
         k (int, optional): Length of the list. (default: :obj:`20`)
 
+    Returns:
+        float: The trade-off; NaN if one of the values is, as nothing is defined then.
+
+    Raises:
+        ValueError: If a value is infinite.
+
     Example:
         >>> kept = {'retain_ndcg@20': 0.04, 'forget_recall@20': 0.5}
         >>> goal = {'retain_ndcg@20': 0.04, 'forget_recall@20': 0.0}
@@ -38,6 +45,16 @@ def trade_off(
         (0.0, 1.0)
     """
     retain, forget = f'retain_ndcg@{k}', f'forget_recall@{k}'
+    rows = {'original': original, 'retrained': retrained, 'unlearned': unlearned}
+    for name, row in rows.items():
+        for key in (retain, forget):
+            if math.isinf(row[key]):
+                raise ValueError(
+                    f"'{name}' must have a finite '{key}' (got {row[key]}). Measure it "
+                    f"with 'evaluate_request'."
+                )
+    if any(math.isnan(row[key]) for row in rows.values() for key in (retain, forget)):
+        return math.nan
     kept = unlearned[retain] / retrained[retain] if retrained[retain] > 0 else 1.0
     way = max(abs(original[forget] - retrained[forget]), 1e-4)
     forgotten = 1 - abs(unlearned[forget] - retrained[forget]) / way

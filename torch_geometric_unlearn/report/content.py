@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,8 @@ from torch_geometric_unlearn.data.request import Request
 from torch_geometric_unlearn.evaluation import (
     ORIGINAL,
     RETRAINED,
+    SECOND,
+    UNLEARNED,
     Comparison,
     cost_of,
     model_of,
@@ -35,7 +38,7 @@ from torch_geometric_unlearn.utils.topk import pair_hits
 from .verdict import listing
 
 #: Names of models that stand for their role; all others are controls.
-ROLES = (ORIGINAL, RETRAINED, 'unlearned')
+ROLES = (ORIGINAL, RETRAINED, UNLEARNED)
 
 #: Audits that a full report holds.
 AUDITS = ('membership', 'completion', 'backdoor', 'closeness')
@@ -99,6 +102,7 @@ def collect(
     return {
         **{name: _COMPLETE | section for name, section in sections.items()},
         'method': _method(result),
+        'differences': _differences(comparison, table, k, failures),
         'audits': audited,
         'sizes': {} if data is None else _sizes(data),
         'masks': _MASKS,
@@ -229,7 +233,7 @@ def _table(
     for values in measured:
         name = str(values.pop('method'))
         own = {measure: reason for who, measure, reason in errors if who == name}
-        role = name if name in ROLES else 'control'
+        role = name if name in (*ROLES, SECOND) else 'control'
         rows.append({'name': name, 'role': role, 'values': values, 'errors': own})
     columns = list(dict.fromkeys(key for row in rows for key in row['values']))
     lacking = ['data'] if comparison is None else []
@@ -237,6 +241,27 @@ def _table(
     lacking += [] if any(row['role'] == 'control' for row in rows) else ['controls']
     missing = f'To complete it, pass {_quoted(lacking)}.' if lacking else ''
     return {'missing': missing, 'needs': lacking, 'columns': columns, 'rows': rows}
+
+
+def _differences(
+    comparison: Comparison | None,
+    table: Mapping[str, Any],
+    k: int,
+    failures: list[dict[str, str]],
+) -> dict[str, Any]:
+    r"""Returns by model how far it is from the retrained one, see
+    :meth:`~torch_geometric_unlearn.evaluation.Comparison.difference`.
+    """
+    whole = [row['name'] for row in table['rows'] if not row['errors']]
+    if comparison is None or RETRAINED not in whole:
+        return {}
+    out = {}
+    for name in whole:
+        measure = partial(comparison.difference, name, k)
+        found = _attempt(f'difference of {name}', measure, failures)
+        if 'error' not in found:
+            out[name] = {key: asdict(value) for key, value in found.items()}
+    return out
 
 
 def _modules(result: UnlearnResult, models: Mapping[str, Any]) -> dict[str, Any]:
@@ -463,7 +488,7 @@ def _audit(value: Any) -> dict[str, Any]:
             edges = _edges(both)
             shares = {name: _shares(x, edges) for name, x in sides.items()}
             out['histogram'] = {'edges': edges.tolist()} | shares
-    return out
+    return plain(out, 'audit')
 
 
 def _sizes(data: HeteroData) -> dict[str, int]:
@@ -497,14 +522,21 @@ def _quoted(names: list[str]) -> str:
     return listing([f"'{name}'" for name in names])
 
 
-def plain(value: Any) -> Any:
-    r"""Returns values that JSON knows; NaN and infinity become nothing."""
+def plain(value: Any, where: str = '') -> Any:
+    r"""Returns values that JSON knows; NaN and infinity become nothing, but infinity
+    raises if it is said :obj:`where` they stand.
+    """
     if isinstance(value, Mapping):
-        return {str(key): plain(entry) for key, entry in value.items()}
+        return {
+            str(key): plain(entry, where and f'{where}.{key}')
+            for key, entry in value.items()
+        }
     if isinstance(value, (list, tuple)):
-        return [plain(entry) for entry in value]
+        return [plain(v, where and f'{where}[{n}]') for n, v in enumerate(value)]
     if hasattr(value, 'tolist'):  # Of torch or numpy.
-        return plain(value.tolist())
+        return plain(value.tolist(), where)
     if isinstance(value, float):
+        if where and math.isinf(value):
+            raise ValueError(f"'{where}' must be finite, or NaN for none (got {value})")
         return value if math.isfinite(value) else None
     return value if isinstance(value, (str, int)) or value is None else str(value)

@@ -16,8 +16,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from .svg import HATCH, bar_plot, heat_map, histogram, line_plot, path_plot
-from .table import json_bytes
-from .verdict import listing
+from .table import json_bytes, without_nan
+from .verdict import interval_of, listing
 
 _NOTHING = 'not available'
 
@@ -33,6 +33,7 @@ _TITLES = {
 _ROLES = {
     'original': 'before the request',
     'retrained': 'trained without the data: the goal',
+    'retrained again': 'the same with another seed: what chance does',
     'control': 'comparison',
     'unlearned': 'what this report is about',
 }
@@ -42,7 +43,7 @@ _INPUTS = {
     'data': 'the data of the request',
     'original': 'the model before the request',
     'retrained': 'a model trained without the deleted data',
-    'controls': 'a cheap method to compare with',
+    'controls': 'a simple method to compare with',
 }
 
 class _Cell(NamedTuple):
@@ -74,7 +75,11 @@ def render_html(content: Mapping[str, Any]) -> str:
         content (dict): Result of
             :meth:`~torch_geometric_unlearn.report.report.build_report`, or the
             JSON file that was written from it.
+
+    Raises:
+        ValueError: If a value is infinite.
     """
+    content = without_nan(content)
     audits = content['audits']
     not_run = [name for name, audit in audits.items() if not audit['models']]
     shown = {
@@ -359,6 +364,7 @@ def _audit(name: str, audit: Mapping[str, Any]) -> dict[str, Any]:
         'name': _capital(name),
         'note': _Note(audit['missing'], 'missing') if audit['missing'] else None,
         'errors': [(m, out['error']) for m, out in models.items() if 'error' in out],
+        'reasons': [(m, out['reason']) for m, out in good.items() if out.get('reason')],
         **shown,
     }
 
@@ -375,7 +381,7 @@ def _membership(models: Mapping[str, Any]) -> dict[str, Any]:
         rows.append(
             [
                 name,
-                *(_bounded(_value_of(out, key), _interval(out, key)) for key in keys),
+                *(_bounded(_value_of(out, key), interval_of(out, key)) for key in keys),
                 *(str(out.get(key) or '–') for key in ('direction', 'classifier')),
                 ', '.join(sizes),
             ]
@@ -537,16 +543,6 @@ def _bounded(value: Any, interval: Sequence[Any] | None) -> _Cell:
 def _value_of(out: Mapping[str, Any], key: str) -> Any:
     value = out.get(key)
     return value.get('value') if isinstance(value, Mapping) else value
-
-
-def _interval(out: Mapping[str, Any], key: str) -> Sequence[Any] | None:
-    value, known = out.get(key), out.get('intervals')
-    span = value.get('interval') if isinstance(value, Mapping) else None
-    if span is None and isinstance(known, Mapping):
-        span = known.get(key)
-    if not isinstance(span, (list, tuple)) or len(span) != 2 or None in span:
-        return None
-    return span
 
 
 def _place(models: Mapping[str, Any]) -> int | None:

@@ -13,7 +13,12 @@ from typing import Any
 
 from torch_geometric.data import HeteroData
 
-from torch_geometric_unlearn.evaluation import ORIGINAL, RETRAINED
+from torch_geometric_unlearn.evaluation import (
+    ORIGINAL,
+    RETRAINED,
+    SECOND,
+    UNLEARNED,
+)
 from torch_geometric_unlearn.nn.models.base import RecommenderLike
 from torch_geometric_unlearn.unlearn import UnlearnResult
 from torch_geometric_unlearn.utils.check import check_bool, check_int
@@ -44,6 +49,7 @@ def build_report(
     key: bytes | None = None,
     show_ids: bool = False,
     title: str = 'Unlearning report',
+    second: UnlearnResult | RecommenderLike | None = None,
 ) -> dict[str, Any]:
     r"""Collects the evidence on one request.
 
@@ -68,11 +74,19 @@ def build_report(
                           ``{'item': id}`` or both
     ``method``            ``name``, ``model``, ``exact``, ``num_epochs``,
                           ``seconds``, ``peak_memory`` (bytes), ``settings``
-    ``verdict``           ``status`` (``'within'``, ``'outside'`` or ``'unknown'``),
-                          ``sentences``, ``tolerance``, and ``measures``: rows of
-                          ``name``, ``kind``, ``unlearned``, ``retrained``,
-                          ``tolerance``, ``within`` (``None`` if it can't be judged),
-                          and by model ``values`` and ``within_by_model``
+    ``verdict``           ``status`` (``'within'``, ``'outside'``, ``'unclear'`` if
+                          the request is too small to tell, or ``'unknown'`` if
+                          something to compare with is missing), ``sentences``,
+                          ``tolerance``, and ``measures``: rows of ``name``,
+                          ``kind``, ``unlearned``, ``retrained``, ``tolerance``,
+                          ``interval`` of the difference (95%, as share of the
+                          retrained value for ``'retain'``), ``noise``
+                          (difference of two retrained models), ``within`` (whether
+                          all of the interval is, ``None`` if it can't be judged),
+                          ``reason`` why not, and by model ``values`` and
+                          ``within_by_model``
+    ``differences``       to the retrained model, by model and measure: ``value``,
+                          ``low``, ``high``, ``num_examples``, ``num_groups``
     ``table``             ``columns`` and ``rows``: ``name``, ``role``, ``values`` by
                           column, ``errors`` by metric
     ``modules``           ``rows``: ``module``, ``sensitivity`` and ``mask`` (mean
@@ -132,9 +146,15 @@ def build_report(
         show_ids (bool, optional): Whether to print ids instead, the caller's own where
             :obj:`data` keeps them. (default: :obj:`False`)
         title (str, optional): Heading. (default: :obj:`'Unlearning report'`)
+        second (UnlearnResult or torch.nn.Module, optional): Another model like
+            :obj:`retrained`, from another seed. Where these two differ by more than the
+            tolerance, nobody is asked to come closer. Audits know it as
+            :obj:`'retrained again'`. (default: :obj:`None`)
 
     Raises:
-        ValueError: If :obj:`tolerance` or the name of a control is unknown.
+        ValueError: If :obj:`tolerance` or the name of a control is unknown, a second
+            retrained model comes without a first one, or the models are of different
+            classes or sizes.
 
     Example:
         >>> marked = ForgetUsers([3])(data)
@@ -146,14 +166,20 @@ def build_report(
     k, seed = check_int(k, 'k', 1), check_seed(seed)
     show_ids = check_bool(show_ids, 'show_ids')
     for name in controls or {}:
-        if name in ROLES:
+        if name in (*ROLES, SECOND):
             raise ValueError(
-                f"'controls' must not be named 'original', 'retrained' or 'unlearned' "
-                f"(got '{name}')"
+                f"'controls' must not be named 'original', 'retrained', 'retrained "
+                f"again' or 'unlearned' (got '{name}')"
             )
-    given = {ORIGINAL: original, RETRAINED: retrained, **(controls or {})}
+    if second is not None and retrained is None:
+        raise ValueError(
+            "'second' needs a 'retrained' model to differ from (got None). Pass it as "
+            "'retrained'."
+        )
+    given = {ORIGINAL: original, RETRAINED: retrained, SECOND: second}
+    given |= controls or {}
     models = {name: value for name, value in given.items() if value is not None}
-    models['unlearned'] = result
+    models[UNLEARNED] = result
     content = {
         'schema_version': SCHEMA_VERSION,
         'title': title,

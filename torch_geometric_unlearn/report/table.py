@@ -3,6 +3,7 @@ r"""Aligned text tables and JSON files; nothing is computed here."""
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,8 +15,12 @@ def format_table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
     r"""Returns an aligned table, first column to the left, the others to the right.
 
     Args:
-        rows (sequence): One dictionary per row; a missing value prints as a dash.
+        rows (sequence): One dictionary per row; a missing value and NaN print as a
+            dash.
         columns (sequence): Keys to show, in order.
+
+    Raises:
+        ValueError: If a value is infinite.
 
     Example:
         >>> print(format_table([{'method': 'tru', 'recall@20': 0.1}],
@@ -24,7 +29,8 @@ def format_table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
         -----------------
         tru        0.1000
     """
-    cells = [[_format(column, row.get(column)) for column in columns] for row in rows]
+    known = without_nan(list(rows), 'rows')
+    cells = [[_format(column, row.get(column)) for column in columns] for row in known]
     widths = [
         max(len(column), *(len(line[place]) for line in cells), 0)
         for place, column in enumerate(columns)
@@ -41,7 +47,7 @@ def format_table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
 def save_json(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
     r"""Writes a result file in one atomic step.
 
-    NaN becomes :obj:`null`, which is valid JSON.
+    NaN becomes :obj:`null`, which is valid JSON; infinity is refused.
 
     Args:
         path (str or Path): The file.
@@ -49,6 +55,7 @@ def save_json(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
 
     Raises:
         OSError: If the file can't be written.
+        ValueError: If a value is infinite; says where it stands.
     """
     text = json_bytes(content)
     make_folder(os.path.dirname(os.fspath(path)) or '.')
@@ -57,21 +64,30 @@ def save_json(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
 
 def json_bytes(content: Mapping[str, Any]) -> bytes:
     r"""Returns what :meth:`save_json` writes."""
-    text = json.dumps(_without_nan(dict(content)), indent=2, allow_nan=False)
+    text = json.dumps(without_nan(content), indent=2, allow_nan=False)
     return f'{text}\n'.encode()
 
 
 def _format(column: str, value: Any) -> str:
-    if value is None or value != value:
+    if value is None:
         return '-'
     if column == 'seconds':
         return f'{value:.1f}'
     return f'{value:.4f}' if isinstance(value, float) else str(value)
 
 
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _without_nan(entry) for key, entry in value.items()}
+def without_nan(value: Any, where: str = 'content') -> Any:
+    r"""Returns values with nothing instead of NaN.
+
+    Raises:
+        ValueError: If one is infinite; says where it stands.
+    """
+    if isinstance(value, Mapping):
+        return {str(k): without_nan(v, f'{where}.{k}') for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_nan(entry) for entry in value]
+        return [without_nan(v, f'{where}[{n}]') for n, v in enumerate(value)]
+    if isinstance(value, float) and math.isinf(value):
+        raise ValueError(
+            f"'{where}' must be finite, or NaN for none (got {value}). Leave it out."
+        )
     return None if isinstance(value, float) and value != value else value

@@ -22,6 +22,7 @@ from torch_geometric_unlearn.utils.check import (
     check_int,
 )
 from torch_geometric_unlearn.utils.digest import content_digest
+from torch_geometric_unlearn.utils.finite import NotFiniteError, all_finite
 from torch_geometric_unlearn.utils.resources import ResourceMeter
 from torch_geometric_unlearn.utils.seed import (
     check_seed,
@@ -139,7 +140,7 @@ def fit(
         ValueError: If an argument is out of range, or the checkpoint belongs to
             another model, other data or other settings.
         FileExistsError: If :obj:`checkpoint` exists and :obj:`resume` is not set.
-        FloatingPointError: If the loss is no longer finite.
+        FloatingPointError: If loss, parameters or embeddings are no longer finite.
 
     Example:
         >>> data = SyntheticMultimodal('tiny')[0]
@@ -213,8 +214,13 @@ def fit(
             row = {'epoch': float(epoch), 'loss': run.train_epoch(graph, autocast)}
             due = (epoch + 1) % eval_every == 0 or epoch + 1 == num_epochs
             if validation.size(1) > 0 and due:
-                emb = embed(model, graph)
-                row |= ranking_metrics(*emb, validation, exclude, ks=ks)
+                try:
+                    emb = embed(model, graph)
+                    row |= ranking_metrics(*emb, validation, exclude, ks=ks)
+                except NotFiniteError as error:
+                    raise FloatingPointError(
+                        f'The model is no longer finite in epoch {epoch}: {error}'
+                    ) from error
             row |= {'lr': run.lr, 'seconds': meter.elapsed - began}
             run.record(row, metric, metric_decimals)
             run.result.seconds = spent + meter.elapsed
@@ -287,9 +293,11 @@ class _Run:
             loss.backward()
             self.optimizer.step()
             total += loss.detach()
-        if not torch.isfinite(total):
+        # The last step is in no loss.
+        if not torch.isfinite(total) or not all_finite(self.parameters.values()):
             raise FloatingPointError(
-                f'The loss is no longer finite in epoch {len(self.result.history)}. '
+                f'The loss or a parameter is no longer finite in epoch '
+                f'{len(self.result.history)}. '
                 f"Lower 'lr' (got {self.lr:.3g}), or check the scale of the features."
             )
         return float(total)

@@ -24,6 +24,7 @@ from torch_geometric_unlearn.train.checkpoint import (
     check_model,
     model_record,
 )
+from torch_geometric_unlearn.utils.finite import all_finite
 from torch_geometric_unlearn.utils.resources import ResourceMeter
 from torch_geometric_unlearn.utils.seed import (
     generator,
@@ -154,7 +155,7 @@ class RowTraining:
             total += loss
             self.step += 1
             bar.update()
-        if not torch.isfinite(total) or not _all_finite(self.rows.values):
+        if not torch.isfinite(total) or not all_finite(self.rows.values):
             raise FloatingPointError(
                 f'The loss is no longer finite after {self.step} steps. Lower '
                 f"'lr' (got {self.settings['lr']:.3g}), or check the model's own loss."
@@ -329,7 +330,3 @@ def _rows_of(
     if not shared and isinstance(model, HasRowBranches):
         return LinearRows(model, graph, nodes)
     return TableRows(model, graph, nodes, num_users, shared)
-
-
-def _all_finite(values: list[Tensor]) -> bool:
-    return all(bool(torch.isfinite(value).all()) for value in values)

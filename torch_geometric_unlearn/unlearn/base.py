@@ -15,6 +15,7 @@ from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import Request
 from torch_geometric_unlearn.nn.models.base import RecommenderLike
 from torch_geometric_unlearn.transforms import DropForgotten
+from torch_geometric_unlearn.utils.finite import all_finite
 from torch_geometric_unlearn.utils.mode import copy_modes
 from torch_geometric_unlearn.utils.resources import ResourceMeter
 from torch_geometric_unlearn.utils.seed import check_seed, isolated_seed
@@ -132,11 +133,16 @@ class Unlearner(ABC):
                 (see :class:`~torch_geometric_unlearn.transforms.DropForgotten`), the
                 method does not support the model or the request, or a
                 parameter of the model is not finite.
+            FloatingPointError: If a parameter of the result is not.
         """
         meter = ResourceMeter(next(model.parameters()).device)
         with torch.enable_grad(), isolated_seed(self.seed), meter:
             data = schema.validate(data)
-            _check_finite(model)
+            if name := _not_finite(model):
+                raise ValueError(
+                    f"The parameter '{name}' of the model holds NaN or infinity, from "
+                    f'which nothing can be unlearned. Go back to an intact checkpoint.'
+                )
             ok, reason = self.supports(model, data)
             if not ok:
                 raise ValueError(f'{self} cannot serve this request: {reason}')
@@ -147,6 +153,12 @@ class Unlearner(ABC):
             request = Request.of(data)
             if request.pairs.numel() or (self.serves_nodes and not request.is_empty):
                 out, history = self._unlearn(out, data, retained)
+                if name := _not_finite(out):
+                    raise FloatingPointError(
+                        f"{self} ended with NaN or infinity in the parameter '{name}'. "
+                        f"Convert a model of half precision with '.float()', or take "
+                        f'smaller steps.'
+                    )
                 copy_modes(model, out)
             out.zero_grad(set_to_none=True)  # Gradients tell of deleted rows as well.
             touched, shift = _compare(model, out)
@@ -201,13 +213,10 @@ class Unlearner(ABC):
         return f'{self.__class__.__name__}({", ".join(args)})'
 
 
-def _check_finite(model: RecommenderLike) -> None:
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter.detach().sum()):  # The sum has all of them.
-            raise ValueError(
-                f"The parameter '{name}' of the model holds NaN or infinity, from "
-                f'which nothing can be unlearned. Go back to an intact checkpoint.'
-            )
+def _not_finite(model: RecommenderLike) -> str:
+    r"""Returns the first parameter that holds NaN or infinity, or an empty string."""
+    parameters = model.named_parameters()
+    return next((name for name, p in parameters if not all_finite([p])), '')
 
 
 def _dropped(before: HeteroData, after: HeteroData) -> dict[str, int]:

@@ -9,9 +9,11 @@ from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.known_pairs import KnownPairs, draw_free
+from torch_geometric_unlearn.metrics import embed
 from torch_geometric_unlearn.nn.models.base import HasFusion, RecommenderLike
 from torch_geometric_unlearn.nn.models.deletion_operators import OUT, DeletionOperators
 from torch_geometric_unlearn.utils.check import check_float, check_int
+from torch_geometric_unlearn.utils.finite import HALF
 from torch_geometric_unlearn.utils.seed import generator
 
 from ._second_order import near_nodes
@@ -83,6 +85,16 @@ class GNNDelete(Unlearner):
         self.num_epochs = check_int(num_epochs, 'num_epochs', 1)
         self.num_steps = check_int(num_steps, 'num_steps', 1)
 
+    def supports(self, model: RecommenderLike, data: HeteroData) -> tuple[bool, str]:
+        ok, reason = super().supports(model, data)
+        coarse = [p.dtype for p in model.parameters() if p.dtype in HALF]
+        if ok and coarse:
+            return False, (
+                f'the model is {coarse[0]}, too coarse for steps on its embeddings. '
+                f"Convert it with '.float()' and back afterwards"
+            )
+        return ok, reason
+
     @torch.no_grad()
     def _unlearn(
         self, model: RecommenderLike, data: HeteroData, retained: HeteroData
@@ -93,7 +105,7 @@ class GNNDelete(Unlearner):
         original: dict[str, Tensor] = {}
         if isinstance(model, HasFusion):
             original = model.branch_embeddings(graph)
-        original[OUT] = torch.cat(model(graph))
+        original[OUT] = torch.cat(embed(model, graph))
 
         pairs = schema.forgotten_edge_index(data)
         num_users = schema.num_users(data)

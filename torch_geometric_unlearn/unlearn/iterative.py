@@ -18,6 +18,7 @@ from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.loader import TripletLoader
+from torch_geometric_unlearn.metrics import embed
 from torch_geometric_unlearn.nn.functional import reverse_bpr_loss
 from torch_geometric_unlearn.nn.models import Triplets
 from torch_geometric_unlearn.nn.models.base import RecommenderLike
@@ -32,6 +33,8 @@ from .selection import MIN_PAIRS, ForgetTarget, Selector, is_finite
 Step = Callable[[bool], dict[str, Any]]
 #: Takes the row of an epoch and returns why the run must end before it, or nothing.
 Fault = Callable[[dict[str, Any]], str]
+
+_NOT_FINITE = 'the model is no longer finite'
 
 
 def iterate(
@@ -63,6 +66,7 @@ def iterate(
         fault (callable, optional): What ends the run early.
 
     Raises:
+        ValueError: If the embeddings of the given model are not finite.
         FloatingPointError: If the first epoch leaves the model not finite.
     """
     ndcg_key = f'retain_val_ndcg@{target.k}'
@@ -76,7 +80,7 @@ def iterate(
             row: dict[str, Any] = {'epoch': epoch} | step(met)
             row |= target.measure(model, graph)
             if not (math.isfinite(row['miss']) and is_finite(model)):
-                reason = 'the model is no longer finite'
+                reason = _NOT_FINITE
             elif fault is not None:
                 reason = fault(row)
             if reason:
@@ -86,10 +90,13 @@ def iterate(
         history.append(row | {'seconds': meter.seconds})
         if reason or (patience is not None and _is_done(history, ndcg_key, patience)):
             break
-    if selector.state is None and not is_finite(model):
+    if selector.state is None and reason == _NOT_FINITE:
+        model.load_state_dict(start)
+        embed(model, graph)  # Says what it is if they were not finite at first either.
         raise FloatingPointError(
             f'The run ended in its first epoch, since {reason}. Lower its learning '
-            f'rates, or go back to an intact model.'
+            f"rates, convert a model of half precision with '.float()', or go back to "
+            f'an intact model.'
         )
     model.load_state_dict(selector.state or start)
     for row in history:

@@ -15,6 +15,8 @@ from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import Request
 from torch_geometric_unlearn.metrics import embed, ranking_metrics
 from torch_geometric_unlearn.nn.models.base import RecommenderLike
+from torch_geometric_unlearn.nn.models.served import Served
+from torch_geometric_unlearn.utils.finite import all_finite
 from torch_geometric_unlearn.utils.topk import pair_hits
 
 #: With fewer reference pairs of the same users (items), all validation pairs are the
@@ -67,11 +69,12 @@ class ForgetTarget:
         :math:`-0.5` where the pairs have been over-forgotten. Everything is NaN, and
         the target not met, where the model is not finite.
         """
-        user_emb, item_emb = embed(model, graph)
+        served = Served(model, graph)
         ndcg_key = f'retain_val_ndcg@{self.k}'
-        if not all(bool(torch.isfinite(x).all()) for x in (user_emb, item_emb)):
+        if not served.is_finite:
             names = ('forget_hit_rate', 'reference_hit_rate', 'miss', 'gap', ndcg_key)
             return dict.fromkeys(names, float('nan')) | {'target_met': 0.0}
+        user_emb, item_emb = served.embeddings
         device = user_emb.device
         known = self.known.to(device)
         pairs = torch.cat([self.forgotten, self.reference], dim=1).to(device)
@@ -89,7 +92,11 @@ class ForgetTarget:
         }
 
     def retain_ndcg(self, model: RecommenderLike, graph: Any) -> float:
-        r"""Returns the NDCG on retained validation pairs (NaN without any)."""
+        r"""Returns the NDCG on retained validation pairs (NaN without any).
+
+        Raises:
+            ValueError: If the model's embeddings are not finite.
+        """
         return self._retain_ndcg(*embed(model, graph))
 
     def _retain_ndcg(self, user_emb: Tensor, item_emb: Tensor) -> float:
@@ -144,4 +151,4 @@ class Selector:
 
 def is_finite(model: RecommenderLike) -> bool:
     r"""Tells whether all parameters are finite."""
-    return all(bool(torch.isfinite(p.detach().sum())) for p in model.parameters())
+    return all_finite(model.parameters())

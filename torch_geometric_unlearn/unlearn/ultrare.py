@@ -27,6 +27,7 @@ from torch_geometric_unlearn.train.fit import fit
 from torch_geometric_unlearn.transforms import DropForgotten
 from torch_geometric_unlearn.utils.check import check_choice, check_int
 from torch_geometric_unlearn.utils.digest import tensor_digest
+from torch_geometric_unlearn.utils.finite import check_finite
 from torch_geometric_unlearn.utils.mode import copy_modes
 from torch_geometric_unlearn.utils.resources import ResourceMeter
 from torch_geometric_unlearn.utils.rows import unit_rows
@@ -403,9 +404,10 @@ class UltraRE(Unlearner):
             pairs = torch.cat([positive, negative], dim=1)
             label = torch.arange(pairs.size(1)) < positive.size(1)
             scores = ensemble.calibrated_scores(graph, pairs).cpu()
+            check_finite(scores, 'calibrated_scores', 'Look at the shards.')
             weights = simplex_weights(scores, label) * active
             weights = weights / weights.sum()
-        ensemble.weights.copy_(weights)
+        ensemble.weights.copy_(check_finite(weights, 'weights'))
 
 
 @torch.enable_grad()

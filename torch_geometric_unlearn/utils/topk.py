@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from torch_geometric_unlearn.utils.check import check_int
+from torch_geometric_unlearn.utils.finite import check_embeddings, check_finite
 from torch_geometric_unlearn.utils.ids import check_ids, check_pair_ids
 from torch_geometric_unlearn.utils.plain import plain
 
@@ -55,8 +56,12 @@ def score_blocks(
         exclude_items (torch.Tensor, optional): Items whose score becomes
             :math:`-\infty` for everyone, int64 :obj:`[m]`. (default: :obj:`None`)
         batch_size (int, optional): Users per block. (default: :obj:`2048`)
+
+    Raises:
+        ValueError: If the embeddings are not finite.
     """
     index = None if exclude is None else PairIndex(exclude, user_emb.size(0))
+    user_emb, item_emb = check_embeddings(user_emb, item_emb)
     for block in users.split(batch_size):
         scores = user_emb[block] @ item_emb.t()
         if index is not None:
@@ -97,10 +102,11 @@ def topk_items(
 
     Raises:
         TypeError: If ids are no integers.
-        ValueError: If :obj:`k` or :obj:`batch_size` is below 1, or an id is out of
-            range.
+        ValueError: If :obj:`k` or :obj:`batch_size` is below 1, an id is out of range,
+            or the embeddings are not finite.
     """
     k, batch_size = check_int(k, 'k', 1), check_int(batch_size, 'batch_size', 1)
+    user_emb, item_emb = check_embeddings(user_emb, item_emb)
     num_users, num_items = user_emb.size(0), item_emb.size(0)
     users = check_ids(users, num_users, 'users')
     if exclude is not None:
@@ -129,13 +135,18 @@ def topk_lowest_index(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     the border of the list need a full stable sort.
 
     Args:
-        scores (torch.Tensor): Scores :obj:`[B, N]`.
+        scores (torch.Tensor): Scores :obj:`[B, N]`, :math:`-\infty` where an entry is
+            no candidate.
         k (int): Length of the list, at most :obj:`N`.
 
     Returns:
         (torch.Tensor, torch.Tensor): Values and int64 indices, both :obj:`[B, k]`.
+
+    Raises:
+        ValueError: If a score is NaN or :math:`\infty`.
     """
     value, index = scores.topk(min(k + 1, scores.size(1)), dim=1)
+    check_finite(value, 'scores', masked=True)  # The largest come first, NaN as such.
     if value.size(1) > k:
         crossing = (value[:, k] == value[:, k - 1]).nonzero().view(-1)
         value, index = value[:, :k], index[:, :k]
@@ -173,7 +184,11 @@ def pair_ranks(
     Returns:
         (torch.Tensor, torch.Tensor): Ranks from 1, int64 :obj:`[n]`, and scores
         standardised over the user's row :obj:`[n]`.
+
+    Raises:
+        ValueError: If the embeddings are not finite.
     """
+    user_emb, item_emb = check_embeddings(user_emb, item_emb)
     if pairs.size(1) == 0:
         return pairs.new_empty(0), user_emb.new_empty(0)
     index = PairIndex(known, user_emb.size(0))
@@ -214,8 +229,12 @@ def pair_hits(
     Returns:
         (torch.Tensor, torch.Tensor): Hits, bool :obj:`[n]`, and scores standardised
         over the user's row :obj:`[n]`.
+
+    Raises:
+        ValueError: If :obj:`k` is below 1, or the embeddings are not finite.
     """
     k = check_int(k, 'k', 1)
+    user_emb, item_emb = check_embeddings(user_emb, item_emb)
     if pairs.size(1) == 0:
         return torch.empty_like(pairs[0], dtype=torch.bool), user_emb.new_empty(0)
     index = PairIndex(known, user_emb.size(0))

@@ -300,7 +300,8 @@ class Recommender(torch.nn.Module, ABC):
 
         Raises:
             TypeError: If :obj:`graph` is data, or ids are no integers.
-            ValueError: If :obj:`k` is below 1, or an id is out of range.
+            ValueError: If :obj:`k` is below 1, an id is out of range, or the embeddings
+                are not finite.
         """
         check_graph(graph)
         with evaluating(self):

@@ -9,6 +9,12 @@ from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import without_request
+from torch_geometric_unlearn.utils.finite import (
+    HALF,
+    NotFiniteError,
+    all_finite,
+    bad_rows,
+)
 from torch_geometric_unlearn.utils.mode import evaluating
 
 from .base import HasBranches, HasContent, RecommenderLike, check_graph
@@ -23,9 +29,13 @@ class Served:
     one forward pass. It is a view of the model as it was then: after its parameters
     have changed, make another.
 
+    Everything is finite, or raises. Half precision is read as float32, since no score
+    can be summed or compared in it.
+
     Args:
         model (torch.nn.Module): The model.
         graph (Any): The result of :obj:`model.build_graph`.
+        name (str, optional): What errors call the model. (default: :obj:`'model'`)
 
     Raises:
         TypeError: If :obj:`graph` is the data that it is to be built from.
@@ -36,13 +46,19 @@ class Served:
         [(100, 64), (60, 64)]
     """
 
-    def __init__(self, model: RecommenderLike, graph: Any) -> None:
+    def __init__(
+        self, model: RecommenderLike, graph: Any, name: str = 'model'
+    ) -> None:
         check_graph(graph)
-        self.model, self.graph = model, graph
+        self.model, self.graph, self.name = model, graph, name
 
     @classmethod
     def of(
-        cls, model: RecommenderLike | Served, data: HeteroData, graph: Any = None
+        cls,
+        model: RecommenderLike | Served,
+        data: HeteroData,
+        graph: Any = None,
+        name: str = 'model',
     ) -> Served:
         r"""Returns a model over the interactions of :obj:`data` that are not marked as
         forgotten, or over :obj:`graph`; what is served already stays as it is.
@@ -59,25 +75,43 @@ class Served:
                 )
             return model
         if graph is not None:
-            return cls(model, graph)
-        out = cls(model, model.build_graph(data))
+            return cls(model, graph, name)
+        out = cls(model, model.build_graph(data), name)
         out._check(data)
         return out
 
     @classmethod
-    def before(cls, model: RecommenderLike | Served, data: HeteroData) -> Served:
+    def before(
+        cls, model: RecommenderLike | Served, data: HeteroData, name: str = 'original'
+    ) -> Served:
         r"""Returns the original model as it was in service before the request that
         :obj:`data` marks, over all interactions; what is served already stays.
         """
         if isinstance(model, Served):
             return model
-        return cls(model, model.build_graph(without_request(data)))
+        return cls(model, model.build_graph(without_request(data)), name)
 
     @cached_property
     def embeddings(self) -> tuple[Tensor, Tensor]:
         r"""User and item embeddings, :math:`(N_{user}, H)` and :math:`(N_{item}, H)`,
         without gradients.
+
+        Raises:
+            ValueError: If they are not finite; says of which model, and whether it is
+                an empty history, whose mean is NaN.
         """
+        user_emb, item_emb = self._forward
+        return self._read('user embeddings', user_emb, 0), self._read(
+            'item embeddings', item_emb, 1
+        )
+
+    @property
+    def is_finite(self) -> bool:
+        r"""Whether user and item embeddings are finite; raises nothing."""
+        return all_finite(self._forward)
+
+    @cached_property
+    def _forward(self) -> tuple[Tensor, Tensor]:
         with evaluating(self.model), torch.no_grad():
             user_emb, item_emb = self.model(self.graph)
         return user_emb.detach(), item_emb.detach()
@@ -90,9 +124,14 @@ class Served:
         size = self.embeddings[0].size(0)
         with evaluating(self.model), torch.no_grad():
             branches = self.model.branch_embeddings(self.graph)
-        return {
-            name: (x[:size].detach(), x[size:].detach()) for name, x in branches.items()
-        }
+        out = {}
+        for name, x in branches.items():
+            users, items = x[:size].detach(), x[size:].detach()
+            out[name] = (
+                self._read(f"user embeddings of the branch '{name}'", users, 0),
+                self._read(f"item embeddings of the branch '{name}'", items, 1),
+            )
+        return out
 
     @cached_property
     def content(self) -> dict[str, Tensor]:
@@ -103,7 +142,31 @@ class Served:
             return {}
         with evaluating(self.model), torch.no_grad():
             content = self.model.content_embeddings(self.graph)
-        return {name: x.detach() for name, x in content.items()}
+        return {
+            name: self._read(f"content embeddings of '{name}'", x.detach(), 1)
+            for name, x in content.items()
+        }
+
+    def _read(self, what: str, x: Tensor, side: int) -> Tensor:
+        r"""Returns embeddings of users (side 0) or items (side 1) that are finite."""
+        if all_finite([x]):
+            return x.float() if x.dtype in HALF else x
+        rows, kind = bad_rows(x), ('user', 'item')[side]
+        shown = ', '.join(map(str, rows[:5].tolist()))
+        shown += ', ...' if rows.numel() > 5 else ''
+        got = f'NaN or infinity in {rows.numel():,} of {x.size(0):,} rows: {shown}'
+        advice = 'Go back to an intact checkpoint, or look for the layer that gives it.'
+        if x.dtype in HALF:
+            advice = f"{x.dtype} overflows early: convert the model with '.float()'."
+        if not torch.isin(rows, self.graph.edge_index[side].cpu()).any():
+            advice = (
+                f'None of these {kind}s has an interaction in the graph, and the mean '
+                f'of an empty history is NaN: give an empty history a zero vector.'
+            )
+        raise NotFiniteError(
+            f"'{self.name}' ({type(self.model).__name__}) must give finite {what} (got "
+            f'{got}). {advice}'
+        )
 
     def _check(self, data: HeteroData) -> None:
         forgotten = schema.forgotten_edge_index(data).cpu()
