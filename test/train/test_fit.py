@@ -9,7 +9,7 @@ from torch_geometric.testing import onlyCUDA
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.loader import TripletLoader
 from torch_geometric_unlearn.metrics import evaluate_split
-from torch_geometric_unlearn.nn import MGCN, MIGGT
+from torch_geometric_unlearn.nn import MGCN, MIGGT, LightGCN
 from torch_geometric_unlearn.train import fit, load_model
 from torch_geometric_unlearn.transforms import (
     DropForgotten,
@@ -546,3 +546,40 @@ def test_resume_of_a_model_with_buffers_and_dropout(data, tmp_path, last_epoch):
         }
     assert result.best_epoch == whole.best_epoch
     assert result.best_metric == whole.best_metric
+
+
+def test_own_optimizer(data, tmp_path):
+    r"""Adam in two runs with one state, against a loop by hand."""
+    model, other = (LightGCN.from_data(data, hidden_channels=4) for _ in range(2))
+    other.load_state_dict(model.state_dict())
+    optimizer = torch.optim.Adam(model.parameters())
+    settings = {'num_epochs': 2, 'batch_size': 256, 'patience': 99}
+    del data.val_edge_label_index  # The last epoch is kept.
+    for lr in (1e-2, 1e-3):
+        fit(model, data, lr=lr, lr_decay=1.0, optimizer=optimizer, **settings)
+
+    by_hand = torch.optim.Adam(other.parameters(), fused=True)
+    pairs, num_items = data[schema.EDGE_TYPE].edge_index, data['item'].num_nodes
+    graph = other.build_graph(data)
+    for lr in (1e-2, 1e-3):
+        by_hand.param_groups[0]['lr'] = lr
+        loader = TripletLoader(pairs, num_items, 256, seed=999)
+        for _ in range(2):
+            for batch in loader:
+                by_hand.zero_grad()
+                other.loss(graph, batch).backward()
+                by_hand.step()
+    for x, y in zip(model.parameters(), other.parameters()):
+        assert torch.allclose(x, y, atol=1e-6)
+
+    foreign = torch.optim.Adam(other.parameters())
+    few = torch.optim.Adam([model.user_embedding.weight])
+    for wrong in (foreign, few):
+        with pytest.raises(ValueError, match='must step exactly the 2 trained'):
+            fit(model, data, optimizer=wrong, **settings)
+    path = tmp_path / 'run.ck'
+    sgd = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
+    fit(model, data, optimizer=sgd, checkpoint=path, **settings)
+    adam = torch.optim.Adam(model.parameters())
+    with pytest.raises(ValueError, match=r'other settings.*optimizer: SGD'):
+        fit(model, data, optimizer=adam, checkpoint=path, resume=True, **settings)

@@ -76,6 +76,7 @@ def fit(
     metric: str = 'recall@20',
     metric_decimals: int = 4,
     seed: int = 999,
+    optimizer: torch.optim.Optimizer | None = None,
     callbacks: Sequence[Callback] = (),
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 1,
@@ -115,6 +116,11 @@ def fit(
         metric_decimals (int, optional): Decimals that count. (default: :obj:`4`)
         seed (int, optional): Seed of batches and of torch's generator during training.
             (default: :obj:`999`)
+        optimizer (torch.optim.Optimizer, optional): What steps all trained parameters,
+            at the learning rates of this run, and keeps its state beyond it; see
+            :meth:`~torch_geometric_unlearn.nn.models.grow.grow`. Its state remembers
+            what it was trained on: after a deletion, take a new one. Adam without
+            weight decay if not given. (default: :obj:`None`)
         callbacks (sequence, optional): Called with model and history row after every
             epoch; a true result stops the training. (default: :obj:`()`)
         checkpoint (str or Path, optional): File to keep the state of the run in.
@@ -137,7 +143,8 @@ def fit(
         FitResult: The course of the training.
 
     Raises:
-        ValueError: If an argument is out of range, or the checkpoint belongs to
+        ValueError: If an argument is out of range, the optimizer steps something else
+            than the trained parameters of the model, or the checkpoint belongs to
             another model, other data or other settings.
         FileExistsError: If :obj:`checkpoint` exists and :obj:`resume` is not set.
         FloatingPointError: If loss, parameters or embeddings are no longer finite.
@@ -182,6 +189,9 @@ def fit(
         'autocast': autocast,
         'compile': None if compile is None else repr(sorted(compile.items())),
     }
+    if optimizer is not None:
+        kind = {**optimizer.defaults, 'lr': 'of this run'}
+        settings['optimizer'] = f'{type(optimizer).__name__} {kind}'
     if checkpoint is not None:
         # Everything of it, as a model may read everything.
         settings['data'] = content_digest(data.to_dict(), 'data')
@@ -194,7 +204,7 @@ def fit(
         known = train_pairs.new_empty(2, 0)
         pool = {'known': known, 'negative_items': torch.arange(num_items)}
     loader = TripletLoader(train_pairs, num_items, batch_size, seed=seed, **pool)
-    run = _Run(model, loader, settings)
+    run = _Run(model, loader, settings, optimizer)
     if compile is not None:
         run.loss = torch.compile(run.loss, **compile)
     validation = schema.held_out(data, 'val').to(device)
@@ -258,7 +268,11 @@ class _Run:
     r"""The state of a training run: everything that a resume must bring back."""
 
     def __init__(
-        self, model: RecommenderLike, loader: TripletLoader, settings: dict[str, Any]
+        self,
+        model: RecommenderLike,
+        loader: TripletLoader,
+        settings: dict[str, Any],
+        optimizer: torch.optim.Optimizer | None,
     ) -> None:
         self.model = model
         self.loss: Callable[..., Tensor] = model.loss
@@ -268,9 +282,15 @@ class _Run:
             name: p for name, p in model.named_parameters() if p.requires_grad
         }
         self.device = next(model.parameters()).device
-        self.optimizer = torch.optim.Adam(
-            list(self.parameters.values()), fused=True
-        )
+        trained = list(self.parameters.values())
+        self.optimizer = optimizer or torch.optim.Adam(trained, fused=True)
+        stepped = [p for group in self.optimizer.param_groups for p in group['params']]
+        if {id(p) for p in stepped} != {id(p) for p in trained}:
+            raise ValueError(
+                f"'optimizer' must step exactly the {len(trained)} trained parameters "
+                f'of the model (got {len(stepped)}, some of another one or too few). '
+                f'Make it from the parameters with requires_grad.'
+            )
         self.result = FitResult()
         self.best_state: dict[str, Tensor] | None = None
         self.num_bad = 0
@@ -281,7 +301,8 @@ class _Run:
         return self.optimizer.param_groups[0]['lr']
 
     def set_lr(self, lr: float) -> None:
-        self.optimizer.param_groups[0]['lr'] = lr
+        for group in self.optimizer.param_groups:
+            group['lr'] = lr
 
     def train_epoch(self, graph: Any, autocast: bool) -> float:
         self.model.train()
@@ -321,7 +342,10 @@ class _Run:
         for key, value in (self.best_state or {}).items():
             tensors[f'best/{key}'] = value
         for name, parameter in self.parameters.items():
-            for key, value in self.optimizer.state[parameter].items():
+            state = self.optimizer.state[parameter]
+            for key, value in state.items():
+                if value is None:  # As SGD keeps it without momentum.
+                    continue
                 tensors[f'adam/{key}/{name}'] = value
         tensors |= random_states(self.loader.generator, self.device)
         header = model_record(self.model) | {

@@ -1,3 +1,5 @@
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +7,7 @@ import torch
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.metrics import evaluate_split
 from torch_geometric_unlearn.nn import MGCN, Recommender, Served, Table, Triplets
+from torch_geometric_unlearn.transforms import DropForgotten, ForgetUsers
 
 
 def brute_force(model, graph, users, k, exclude):
@@ -132,3 +135,23 @@ def test_data_in_place_of_a_graph(data, trained):
     ):
         with pytest.raises(TypeError, match=r'HeteroData.*model.build_graph\(data\)'):
             call()
+
+
+def test_users_without_interactions_get_what_is_popular(data, trained):
+    dropped = DropForgotten()(ForgetUsers([3, 17])(data))
+    graph = trained.build_graph(dropped)
+    users = [5, 17, 3, 3]
+    items, scores = trained.recommend(graph, users, k=10)
+    own, own_scores = trained.recommend(graph, users, k=10, fallback='model')
+    assert torch.equal(items[0], own[0])
+    assert torch.equal(scores[0], own_scores[0])
+    assert torch.isfinite(own_scores).all()
+    assert torch.isnan(scores[1:]).all()
+    counts = Counter(dropped[schema.EDGE_TYPE].edge_index[1].tolist())
+    expected = sorted(range(60), key=lambda item: (-counts[item], item))
+    assert items[1].tolist() == items[2].tolist() == expected[:10]
+    known = torch.tensor([[3, 3], expected[:2]])
+    items, _ = trained.recommend(graph, [3], k=59, exclude=known)
+    assert items[0].tolist() == [*expected[2:], -1]
+    with pytest.raises(ValueError, match="'fallback' must be one of"):
+        trained.recommend(graph, users, fallback='random')

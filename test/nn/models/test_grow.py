@@ -104,6 +104,34 @@ def test_nothing_new(data):
         assert torch.equal(x, y)
 
 
+@pytest.mark.parametrize('name', BUILD)
+def test_optimizer_moves_along(name, data, later):
+    model = BUILD[name](data)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(trained)
+    fit(model, data, num_epochs=1, optimizer=optimizer)
+    before = {k: optimizer.state[p] for k, p in model.named_parameters()}
+    moments = {k: state['exp_avg'].clone() for k, state in before.items() if state}
+    grown = grow(model, later, optimizer=optimizer)
+    tables = {id(table.parameter): table for table in grown.tables()}
+    stepped = {id(p) for group in optimizer.param_groups for p in group['params']}
+    for key, parameter in grown.named_parameters():
+        assert id(parameter) in stepped
+        moment = optimizer.state[parameter]['exp_avg']
+        assert moment.shape == parameter.shape
+        if id(parameter) not in tables:
+            assert torch.equal(moment, moments[key])
+            continue
+        index = torch.arange(moments[key].size(0))
+        if tables[id(parameter)].rows == 'node':
+            index[OLD[0] :] += NEW[0] - OLD[0]
+        assert torch.equal(moment[index], moments[key])
+        assert moment.abs().sum() == moments[key].abs().sum()  # Others are zero.
+    fit(grown, later, num_epochs=1, optimizer=optimizer)
+    with pytest.raises(ValueError, match="'optimizer' must step the parameters"):
+        grow(model, later, optimizer=optimizer)
+
+
 def test_shared_and_frozen_tables(data, later):
     class Twice(Module):
         def __init__(self):

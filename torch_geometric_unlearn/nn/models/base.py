@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
+from torch_geometric_unlearn.utils.check import check_choice
 from torch_geometric_unlearn.utils.ids import check_ids, check_pair_ids
 from torch_geometric_unlearn.utils.mode import evaluating
 from torch_geometric_unlearn.utils.topk import topk_items
@@ -282,8 +283,12 @@ class Recommender(torch.nn.Module, ABC):
         k: int = 20,
         exclude: Tensor | None = None,
         batch_size: int = 2048,
+        fallback: str = 'popular',
     ) -> tuple[Tensor, Tensor]:
         r"""Returns the :obj:`k` best items of every user.
+
+        A user without interactions in :obj:`graph`, new or forgotten, has nothing that
+        its row could have been learned from.
 
         Args:
             graph (Any): The result of :meth:`build_graph`.
@@ -293,6 +298,11 @@ class Recommender(torch.nn.Module, ABC):
                 :obj:`[2, E]`; the interactions of :obj:`graph` if not given.
                 (default: :obj:`None`)
             batch_size (int, optional): Users per block. (default: :obj:`2048`)
+            fallback (str, optional): What a user without interactions gets:
+                :obj:`'popular'` for the items with most interactions in :obj:`graph`,
+                and NaN as scores, which tells these lists from the model's own;
+                :obj:`'model'` for what its row happens to say.
+                (default: :obj:`'popular'`)
 
         Returns:
             (torch.Tensor, torch.Tensor): Items int64 and scores, both
@@ -310,4 +320,19 @@ class Recommender(torch.nn.Module, ABC):
         exclude = graph.edge_index if exclude is None else exclude
         sizes = user_emb.size(0), item_emb.size(0)
         exclude = check_pair_ids(exclude, *sizes, 'exclude').to(user_emb.device)
-        return topk_items(user_emb, item_emb, users, k, exclude, None, batch_size)
+        check_choice(fallback, 'fallback', ('popular', 'model'))
+        items, scores = topk_items(
+            user_emb, item_emb, users, k, exclude, None, batch_size
+        )
+        if fallback == 'popular':
+            pairs = graph.edge_index.to(user_emb.device)
+            lost = ~torch.isin(users, pairs[0])
+            counts = pairs[1].bincount(minlength=sizes[1]).double()
+            # Of equally popular ones the first.
+            counts -= torch.arange(sizes[1], device=counts.device) / sizes[1]
+            same = counts.new_ones(sizes[0], 1)
+            items[lost], _ = topk_items(
+                same, counts.view(-1, 1), users[lost], k, exclude, None, batch_size
+            )
+            scores[lost] = torch.nan
+        return items, scores

@@ -17,7 +17,13 @@ from .base import Table, named_tables
 ModuleT = TypeVar('ModuleT', bound=Module)
 
 
-def grow(model: ModuleT, data: HeteroData, seed: int = 0) -> ModuleT:
+def grow(
+    model: ModuleT,
+    data: HeteroData,
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    seed: int = 0,
+) -> ModuleT:
     r"""Returns a copy of a trained model with rows for the new users and items of
     :obj:`data`.
 
@@ -31,12 +37,15 @@ def grow(model: ModuleT, data: HeteroData, seed: int = 0) -> ModuleT:
         data (HeteroData): Data with at least its users and items, under the same ids,
             such as from :meth:`from_frame(..., like=old_data)
             <torch_geometric_unlearn.data.from_frame.from_frame>`.
+        optimizer (torch.optim.Optimizer, optional): The optimiser of the model, which
+            is moved to the copy in place: old rows keep their state, that of new ones
+            is zero. (default: :obj:`None`)
         seed (int, optional): Seed of the new rows. (default: :obj:`0`)
 
     Raises:
         ValueError: If the data has fewer users or items than the model, a table of
-            features does not tell its modality, or the model keeps something else of
-            every node, which can't grow.
+            features does not tell its modality, the model keeps something else of
+            every node, which can't grow, or the optimiser is not the model's.
 
     Example:
         >>> old = SyntheticMultimodal('tiny')[0]
@@ -52,6 +61,9 @@ def grow(model: ModuleT, data: HeteroData, seed: int = 0) -> ModuleT:
                 f"A model must have the attribute '{name}' to grow, but "
                 f"'{type(model).__name__}' has none. Set it."
             )
+    named = dict(model.named_parameters())
+    if optimizer is not None:
+        _check_optimizer(optimizer, named)
     out: Any = copy.deepcopy(model)
     old = out.num_users, out.num_items
     new = schema.num_users(data), schema.num_items(data)
@@ -76,21 +88,16 @@ def grow(model: ModuleT, data: HeteroData, seed: int = 0) -> ModuleT:
             if getattr(module, key, None) == before:
                 setattr(module, key, after)
     _check(out, data, new)
+    if optimizer is not None:
+        places = {name: table.rows for name, table in tables.items()}
+        _move(optimizer, named, dict(out.named_parameters()), places, old, new)
     return out
 
 
-def grown_rows(
+def _with_old_rows(
     x: Tensor, fresh: Tensor, rows: str, old: tuple[int, int], new: tuple[int, int]
 ) -> Tensor:
-    r"""Writes the rows of old nodes into a larger table, in place, and returns it.
-
-    Args:
-        x (torch.Tensor): The old table.
-        fresh (torch.Tensor): The larger one.
-        rows (str): :obj:`'user'`, :obj:`'item'` or :obj:`'node'`.
-        old (tuple): Number of users and of items of :obj:`x`.
-        new (tuple): Number of users and of items of :obj:`fresh`.
-    """
+    r"""Writes the rows of old nodes into a larger table, in place, and returns it."""
     if rows == 'node':
         fresh[: old[0]] = x[: old[0]]
         fresh[new[0] : new[0] + old[1]] = x[old[0] :]
@@ -118,7 +125,7 @@ def _grown(
         )
     else:
         fresh.copy_(data[schema.ITEM][f'x_{table.modality}'])
-    return grown_rows(x, fresh, table.rows, old, new)
+    return _with_old_rows(x, fresh, table.rows, old, new)
 
 
 def _replace(model: Module, parameter: Tensor, rows: Tensor) -> None:
@@ -146,3 +153,41 @@ def _check(model: Any, data: HeteroData, sizes: tuple[int, int]) -> None:
             f"'{type(model).__name__}' can't grow: its embeddings should have {sizes} "
             f'rows after it (got {got}). Name every table in its tables().'
         )
+
+
+def _check_optimizer(
+    optimizer: torch.optim.Optimizer, named: dict[str, Parameter]
+) -> None:
+    known = {id(parameter) for parameter in named.values()}
+    params = [p for group in optimizer.param_groups for p in group['params']]
+    foreign = sum(id(p) not in known for p in params)
+    if foreign:
+        raise ValueError(
+            f"'optimizer' must step the parameters of the model, but {foreign} of "
+            f'{len(params)} are of another one. Pass the optimizer that trained it.'
+        )
+
+
+def _move(
+    optimizer: torch.optim.Optimizer,
+    named: dict[str, Parameter],
+    grown: dict[str, Parameter],
+    places: dict[str, str],
+    old: tuple[int, int],
+    new: tuple[int, int],
+) -> None:
+    r"""Makes an optimiser step the grown parameters with the state of the old ones."""
+    names = {id(parameter): name for name, parameter in named.items()}
+    for group in optimizer.param_groups:
+        for k, parameter in enumerate(group['params']):
+            name = names[id(parameter)]
+            group['params'][k] = larger = grown[name]
+            state = optimizer.state.pop(parameter, None)
+            if state is None:
+                continue
+            for key, x in state.items():
+                is_table = torch.is_tensor(x) and x.shape == parameter.shape
+                if is_table and larger.shape != parameter.shape:
+                    fresh = x.new_zeros(larger.shape)
+                    state[key] = _with_old_rows(x, fresh, places[name], old, new)
+            optimizer.state[larger] = state
