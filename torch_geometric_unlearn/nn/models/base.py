@@ -284,6 +284,7 @@ class Recommender(torch.nn.Module, ABC):
         exclude: Tensor | None = None,
         batch_size: int = 2048,
         fallback: str = 'popular',
+        exclude_items: Sequence[int] | Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         r"""Returns the :obj:`k` best items of every user.
 
@@ -303,6 +304,8 @@ class Recommender(torch.nn.Module, ABC):
                 and NaN as scores, which tells these lists from the model's own;
                 :obj:`'model'` for what its row happens to say.
                 (default: :obj:`'popular'`)
+            exclude_items (sequence or torch.Tensor, optional): Items that nobody gets,
+                int64 :obj:`[m]`. (default: :obj:`None`)
 
         Returns:
             (torch.Tensor, torch.Tensor): Items int64 and scores, both
@@ -321,8 +324,11 @@ class Recommender(torch.nn.Module, ABC):
         sizes = user_emb.size(0), item_emb.size(0)
         exclude = check_pair_ids(exclude, *sizes, 'exclude').to(user_emb.device)
         check_choice(fallback, 'fallback', ('popular', 'model'))
+        if exclude_items is not None:
+            exclude_items = check_ids(exclude_items, sizes[1], 'exclude_items')
+            exclude_items = exclude_items.to(user_emb.device)
         items, scores = topk_items(
-            user_emb, item_emb, users, k, exclude, None, batch_size
+            user_emb, item_emb, users, k, exclude, exclude_items, batch_size
         )
         if fallback == 'popular':
             pairs = graph.edge_index.to(user_emb.device)
@@ -331,8 +337,7 @@ class Recommender(torch.nn.Module, ABC):
             # Of equally popular ones the first.
             counts -= torch.arange(sizes[1], device=counts.device) / sizes[1]
             same = counts.new_ones(sizes[0], 1)
-            items[lost], _ = topk_items(
-                same, counts.view(-1, 1), users[lost], k, exclude, None, batch_size
-            )
+            popular = same, counts.view(-1, 1), users[lost]
+            items[lost], _ = topk_items(*popular, k, exclude, exclude_items, batch_size)
             scores[lost] = torch.nan
         return items, scores

@@ -1,0 +1,224 @@
+r"""What a new version must pass before it is served. A verdict follows from figures that
+are kept, so that anyone can recompute it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric.data import HeteroData
+
+from torch_geometric_unlearn.audit.membership import membership
+from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.data.request import Request
+from torch_geometric_unlearn.evaluation import Difference
+from torch_geometric_unlearn.metrics.ranking import retained_ndcg
+from torch_geometric_unlearn.nn.models import Served
+from torch_geometric_unlearn.utils.topk import topk_items
+
+PASS, FAIL, INCONCLUSIVE = 'pass', 'fail', 'inconclusive'
+HARD = ('data', 'integrity')
+#: With fewer pairs than these an attack says nothing.
+MIN_PAIRS = 50
+#: Largest distances: of utility to the model in service and to the last full training,
+#: of the share of erased pairs in the lists, and of an attacker from guessing.
+LIMITS = {'service': 0.01, 'full': 0.02, 'forget': 0.05, 'membership': 0.05}
+
+
+@dataclass(frozen=True)
+class Gate:
+    r"""The outcome of one gate.
+
+    Attributes:
+        name (str): Its name.
+        figures (dict): What was measured.
+        faults (list): What a hard gate found, without any id.
+    """
+
+    name: str
+    figures: dict[str, float] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def verdict(self) -> str:
+        r"""Whether it is passed, failed or can't be told."""
+        return verdict_of(self.name, self.figures, self.faults)
+
+    def content(self) -> str:
+        r"""Returns figures and faults as JSON, NaN as nothing."""
+        figures = {k: None if v != v else v for k, v in self.figures.items()}
+        return json.dumps(asdict(self) | {'figures': figures}, sort_keys=True)
+
+    @classmethod
+    def of(cls, content: str) -> Gate:
+        r"""Returns what :meth:`content` was made of."""
+        values = json.loads(content)
+        figures = {
+            k: math.nan if v is None else v for k, v in values.pop('figures').items()
+        }
+        return cls(figures=figures, **values)
+
+
+def verdict_of(
+    name: str, figures: Mapping[str, float], faults: Sequence[str] = ()
+) -> str:
+    r"""Returns the verdict that follows from the figures of a gate."""
+    if name in HARD:
+        return FAIL if faults else PASS
+    low, high = figures['low'], figures['high']
+    if name == 'utility':
+        limit, full = LIMITS['service'], figures['to_full']
+        if high < -limit or full < -LIMITS['full']:
+            return FAIL
+        is_good = low >= -limit and not math.isnan(full)
+        return PASS if is_good else INCONCLUSIVE
+    if figures['num_pairs'] < MIN_PAIRS or math.isnan(low):
+        return INCONCLUSIVE
+    middle = 0.5 if name == 'membership' else 0.0
+    limit = LIMITS[name]
+    if low > middle + limit or high < middle - limit:
+        return FAIL
+    inside = middle - limit <= low and high <= middle + limit
+    return PASS if inside else INCONCLUSIVE
+
+
+def overall(gates: Sequence[Gate]) -> str:
+    r"""Returns the verdict on a version: one failed gate fails it."""
+    verdicts = [gate.verdict for gate in gates]
+    if FAIL in verdicts:
+        return FAIL
+    return PASS if set(verdicts) == {PASS} else INCONCLUSIVE
+
+
+def check_data(
+    marked: HeteroData,
+    after: HeteroData,
+    files: Mapping[str, bytes],
+    ids: Sequence[str],
+) -> Gate:
+    r"""Looks for what was erased in the data and in the files of a version.
+
+    Args:
+        marked (HeteroData): The data with the request.
+        after (HeteroData): The data after it.
+        files (dict): Content of the files by name.
+        ids (sequence): Raw ids of erased users and items that are strings.
+    """
+    request, num_items = Request.of(marked), schema.num_items(marked)
+    gone = schema.pair_codes(torch.cat([request.pairs, request.named], 1), num_items)
+    places = {'training pairs': after[schema.EDGE_TYPE].edge_index}
+    if schema.REV_EDGE_TYPE in after.edge_types:
+        places['reverse pairs'] = after[schema.REV_EDGE_TYPE].edge_index.flip(0)
+    for split in schema.SPLITS:
+        places[f'{split} pairs'] = schema.held_out(after, split)
+    faults = [
+        f'erased pairs among the {name}'
+        for name, pairs in places.items()
+        if torch.isin(schema.pair_codes(pairs, num_items), gone).any()
+        or request.covers(pairs).any()
+    ]
+    for name, content in files.items():
+        # As JSON has it, in quotes, so that no part of another id is meant.
+        if any(json.dumps(raw).encode() in content for raw in ids):
+            faults.append(f'erased ids in the {name}')
+    return Gate('data', faults=faults)
+
+
+def check_integrity(
+    served: Served, reloaded: Served, watermarks: tuple[int, int]
+) -> Gate:
+    r"""Compares a version with what its file gives.
+
+    Args:
+        served (Served): The model that was measured.
+        reloaded (Served): The model from the file.
+        watermarks (tuple): Of the version in service and of this one.
+    """
+    faults = []
+    if not served.is_finite:
+        faults.append('the model is not finite')
+    elif not all(map(torch.equal, served.embeddings, reloaded.embeddings)):
+        faults.append('the file gives another model than the one measured')
+    if watermarks[1] < watermarks[0]:
+        faults.append('the watermark would fall')
+    return Gate('integrity', faults=faults)
+
+
+def utility(
+    served: Served,
+    before: Served,
+    marked: HeteroData,
+    full: tuple[Tensor, Tensor] | None,
+    k: int,
+) -> Gate:
+    r"""Compares the NDCG@K of the users with retained test pairs.
+
+    Args:
+        served (Served): The new version.
+        before (Served): The version in service, without the erased pairs.
+        marked (HeteroData): The data with the request.
+        full (tuple, optional): Users int64 :obj:`[n]`, and their NDCG@K float64
+            :obj:`[n]`, at the last full training.
+        k (int): Length of the lists.
+    """
+    users, ours = retained_ndcg(served, marked, k)
+    _, theirs = retained_ndcg(before, marked, k)
+    figures = dict.fromkeys(('change', 'low', 'high', 'to_full'), math.nan)
+    if users.numel() and theirs.mean() > 0:
+        change = Difference.of((ours - theirs) / theirs.mean(), users)
+        figures |= {'change': change.value, 'low': change.low, 'high': change.high}
+    if full is not None:
+        known = torch.isin(users, full[0])
+        same = full[1][torch.isin(full[0], users)]
+        if known.any() and same.mean() > 0:
+            figures['to_full'] = float(ours[known].mean() / same.mean()) - 1
+    return Gate('utility', figures | {'num_users': float(users.numel())})
+
+
+def forget(served: Served, marked: HeteroData, k: int) -> Gate:
+    r"""Compares the share of erased pairs in the lists with that of pairs of the same
+    users that were never trained on.
+    """
+    erased = schema.forgotten_edge_index(marked)
+    split = 'control' if schema.held_out(marked, 'control').size(1) else 'test'
+    others = schema.held_out(marked, split)
+    users = erased[0].unique()
+    users = users[torch.isin(users, others[0])]
+    figures = dict.fromkeys(('change', 'low', 'high'), math.nan)
+    sides = [pairs[:, torch.isin(pairs[0], users)] for pairs in (erased, others)]
+    if users.numel():
+        exclude = schema.retained_edge_index(marked)
+        lists, _ = topk_items(*served.embeddings, users, k, exclude)
+        shares = []
+        for pairs in sides:
+            place = torch.searchsorted(users, pairs[0])
+            hit = (lists[place] == pairs[1].unsqueeze(1)).any(dim=1).double()
+            total = torch.zeros(users.numel(), dtype=torch.double)
+            count = place.bincount(minlength=users.numel())
+            shares.append(total.index_add_(0, place, hit) / count)
+        change = Difference.of(shares[0] - shares[1], users)
+        figures = {'change': change.value, 'low': change.low, 'high': change.high}
+    num_pairs = min(pairs.size(1) for pairs in sides)
+    return Gate('forget', figures | {'num_pairs': float(num_pairs)})
+
+
+def attack(served: Served, marked: HeteroData, seed: int) -> Gate:
+    r"""Attacks a version: can its erased pairs be told from pairs never trained on?"""
+    figures: dict[str, float] = {'value': math.nan, 'low': math.nan, 'high': math.nan}
+    num_pairs = 0
+    if schema.forgotten_edge_index(marked).size(1) >= MIN_PAIRS:
+        result = membership(served, marked, seed=seed).to_dict()
+        num_pairs = min(result['num_members'], result['num_nonmembers'])
+        low, high = result['intervals']['balanced_accuracy']
+        value = result['balanced_accuracy']
+        figures = {
+            key: math.nan if x is None else float(x)
+            for key, x in (('value', value), ('low', low), ('high', high))
+        }
+    return Gate('membership', figures | {'num_pairs': float(num_pairs)})

@@ -1,0 +1,78 @@
+r"""Keyed digests of ids: for whoever lacks the key they tell nothing, and can't be found
+by trying.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from .kinds import LEVELS
+
+
+def make_key(path: Path) -> None:
+    r"""Writes a new key that only its owner may read.
+
+    Raises:
+        FileExistsError: If there is a file already.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    descriptor = os.open(path, flags, 0o600)
+    with os.fdopen(descriptor, 'w') as file:
+        file.write(secrets.token_hex(32) + '\n')
+
+
+def read_key(path: Path) -> bytes:
+    r"""Reads a key.
+
+    Raises:
+        FileNotFoundError: If there is none; says what that means.
+        ValueError: If it is no key.
+    """
+    try:
+        key = bytes.fromhex(path.read_text().strip())
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"There is no key '{path}'. Without it nobody can tell whom the workspace "
+            f'has erased; bring it back from where you keep secrets.'
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"'{path}' holds no key in hexadecimal form") from error
+    if len(key) < 16:
+        raise ValueError(f"'{path}' holds a key of {len(key)} bytes (expected 32)")
+    return key
+
+
+def encode(level: str, raw: Any) -> str:
+    r"""Returns a raw id, or the two of a pair, with their types as JSON.
+
+    Raises:
+        TypeError: If an id is neither a string nor an integer.
+    """
+    ids = list(raw) if level == 'pair' else [raw]
+    if level == 'pair' and len(ids) != 2:
+        raise ValueError(f'A pair must be (user, item) (got {len(ids)} ids)')
+    for part in ids:
+        if isinstance(part, bool) or not isinstance(part, (str, int)):
+            raise TypeError(
+                f'Ids must be strings or integers (got a {type(part).__name__}). Pass '
+                f"them as in 'raw_id' of the data."
+            )
+    return json.dumps(ids)
+
+
+def decode(level: str, text: str) -> Any:
+    r"""Returns what :meth:`encode` was given."""
+    ids = json.loads(text)
+    return tuple(ids) if level == 'pair' else ids[0]
+
+
+def keyed(key: bytes, level: str, raw: Any) -> str:
+    r"""Returns the HMAC-SHA256 of a raw id or pair."""
+    assert level in LEVELS
+    text = f'{level}\n{encode(level, raw)}'
+    return hmac.new(key, text.encode(), 'sha256').hexdigest()

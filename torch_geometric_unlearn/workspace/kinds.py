@@ -1,0 +1,49 @@
+r"""The kinds of request, and what each asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch_geometric_unlearn.utils.check import check_choice
+
+#: What a target is: a user, an item, or a (user, item) pair.
+LEVELS = ('user', 'item', 'pair')
+#: States that a request can be in, those at its end last.
+ENDS = ('completed', 'rejected', 'cancelled')
+STATES = ('queued', 'review', 'held', 'working', 'probation', *ENDS)
+
+
+@dataclass(frozen=True)
+class Kind:
+    r"""What a kind of request asks for [ours].
+
+    Attributes:
+        name (str): Its name.
+        days (int): Days from receipt to the default deadline.
+        levels (tuple): What it may name.
+        purges (bool): Whether old weights and data are destroyed once it is completed.
+        retrains (bool): Whether the model is trained from scratch rather than unlearned.
+    """
+
+    name: str
+    days: int
+    levels: tuple[str, ...]
+    purges: bool = True
+    retrains: bool = False
+
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind('erasure', 30, ('user', 'item', 'pair')),
+        Kind('consent', 30, ('user', 'pair')),
+        Kind('takedown', 7, ('item',), purges=False),
+        Kind('correction', 90, ('pair',), purges=False),
+        Kind('cleanup', 3, ('user', 'item', 'pair'), retrains=True),
+    )
+}
+
+
+def kind_of(name: str) -> Kind:
+    r"""Returns a kind by its name, raises a :class:`ValueError` for another."""
+    return KINDS[check_choice(name, 'kind', tuple(KINDS))]

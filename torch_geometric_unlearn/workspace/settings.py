@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from torch_geometric_unlearn.report import save_json
+
+
+@dataclass(frozen=True)
+class Settings:
+    r"""How a workspace works; the file :obj:`workspace.json`.
+
+    Attributes:
+        key (str): The file with the key, outside of the folder.
+        method (str): The unlearning method, by the name of its class.
+        method_args (dict): Its arguments.
+        fit_args (dict): Arguments of :meth:`fit
+            <torch_geometric_unlearn.train.fit.fit>` for a full training.
+        k (int): Length of the lists in which gates look.
+        seed (int): Seed of everything.
+        min_users (int): Users or items that make a batch.
+        min_pairs (int): Interactions that make a batch.
+        max_wait_days (float): Days after which the oldest request is served.
+        probation_days (float): Days from promotion to the destruction of what is old.
+        surge_share (float): Share of the training pairs in requests of one day from
+            which a person has to look.
+        max_updates (int): Updates after which the model is retrained.
+        max_erased (float): Share of erased pairs since the last full training after
+            which it is.
+        max_days (float): Days since then after which it is.
+    """
+
+    key: str
+    method: str = 'PartialRetrain'
+    method_args: dict[str, Any] = field(default_factory=dict)
+    fit_args: dict[str, Any] = field(default_factory=dict)
+    k: int = 20
+    seed: int = 0
+    min_users: int = 10
+    min_pairs: int = 300
+    max_wait_days: float = 7.0
+    probation_days: float = 7.0
+    surge_share: float = 0.02
+    max_updates: int = 50
+    max_erased: float = 0.05
+    max_days: float = 90.0
+
+    def save(self, path: Path) -> None:
+        r"""Writes the file."""
+        save_json(path, asdict(self))
+
+    @classmethod
+    def load(cls, path: Path) -> Settings:
+        r"""Reads the file.
+
+        Raises:
+            ValueError: If it names a setting that there is not.
+        """
+        values = json.loads(path.read_text())
+        names = {entry.name for entry in fields(cls)}
+        if unknown := sorted(set(values) - names):
+            raise ValueError(f"'{path}' names unknown settings {unknown}")
+        return cls(**values)

@@ -1,0 +1,464 @@
+r"""What a worker does: chooses a batch, unlearns it, and promotes what passes."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch_geometric.data import HeteroData
+
+from torch_geometric_unlearn import unlearn
+from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.data.request import Request
+from torch_geometric_unlearn.metrics.ranking import retained_ndcg
+from torch_geometric_unlearn.nn.models import Served
+from torch_geometric_unlearn.transforms import (
+    ForgetInteractions,
+    ForgetItems,
+    ForgetUsers,
+)
+from torch_geometric_unlearn.unlearn.base import UnlearnResult
+
+from . import gates
+from .book import DAY, RequestInfo
+from .kinds import KINDS
+from .keys import decode
+
+if TYPE_CHECKING:
+    from .workspace import Workspace
+
+#: Times that a job is taken up again before a person has to look.
+MAX_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Plan:
+    r"""What the next call of :meth:`Workspace.work` does.
+
+    Attributes:
+        reason (str): The rule that fired, or why nothing is due.
+        requests (list): Numbers of the requests it serves.
+        methods (list): Methods to try, one after the other.
+        is_surge (bool): Whether a person has to look at the requests instead.
+    """
+
+    reason: str
+    requests: list[int] = field(default_factory=list)
+    methods: list[str] = field(default_factory=list)
+    is_surge: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    r"""What a job did.
+
+    Attributes:
+        id (str): Its name, which follows from what it was to do.
+        verdict (str): :obj:`'pass'`, :obj:`'inconclusive'` for one that is served
+            until more requests tell, :obj:`'fail'` for one that a person has to look
+            at, or :obj:`'nothing'` where there was nothing to erase.
+        version (str, optional): The model that was promoted.
+        gates (dict): Verdicts by attempt, as :obj:`'0 PartialRetrain'`, and gate.
+        requests (list): Numbers of the requests that it served.
+    """
+
+    id: str
+    verdict: str
+    version: str | None = None
+    gates: dict[str, dict[str, str]] = field(default_factory=dict)
+    requests: list[int] = field(default_factory=list)
+
+
+def plan(ws: Workspace) -> Plan:
+    r"""Returns what is due."""
+    waiting = ws.book.requests('queued')
+    if not waiting:
+        return Plan('nothing is waiting')
+    now, settings = ws.clock(), ws.settings
+    numbers = [info.id for info in waiting]
+    marked = mark(ws, numbers)[0]
+    request = Request.of(marked)
+    num_pairs = request.pairs.size(1)
+    num_nodes = request.users.numel() + request.items.numel()
+    total = marked[schema.EDGE_TYPE].edge_index.size(1)
+    recent = [info.id for info in waiting if info.received_at > now - DAY]
+    fresh = [info for info in recent if not _was_reviewed(ws, info)]
+    if fresh:
+        share = Request.of(mark(ws, fresh)[0]).pairs.size(1) / total
+        if share > settings.surge_share:
+            reason = f'surge: {share:.1%} of all interactions in a day'
+            return Plan(reason, fresh, is_surge=True)
+    methods = _methods(ws, waiting, num_pairs)
+    margin = DAY + ws.retrain_seconds
+    first = min(info.due_at for info in waiting)
+    oldest = min(info.received_at for info in waiting)
+    rules = {
+        'a deadline is near': first - margin <= now,
+        'enough users or items wait': num_nodes >= settings.min_users,
+        'enough interactions wait': num_pairs >= settings.min_pairs,
+        'the oldest request has waited': oldest + settings.max_wait_days * DAY <= now,
+    }
+    for reason, fires in rules.items():
+        if fires:
+            return Plan(reason, numbers, methods)
+    return Plan('nothing is due')
+
+
+def _was_reviewed(ws: Workspace, number: int) -> bool:
+    sql = "SELECT 1 FROM review WHERE request = ? AND decision = 'queued'"
+    return ws.ledger.row(sql, number) is not None
+
+
+def _methods(ws: Workspace, waiting: list[RequestInfo], num_pairs: int) -> list[str]:
+    r"""Returns the chain of methods: from scratch where the budget is spent."""
+    if any(KINDS[info.kind].retrains for info in waiting):
+        return ['Retrain']
+    settings, service = ws.settings, ws.service
+    full = ws.ledger.row(
+        'SELECT * FROM version WHERE is_full = 1 ORDER BY created_at DESC LIMIT 1'
+    )
+    assert full is not None
+    since = ws.ledger.row(
+        'SELECT COUNT(*) AS updates, TOTAL(json_array_length(pairs, ?)) AS erased '
+        "FROM job WHERE state = 'done' AND finished_at >= ?",
+        '$.train[0]',
+        full['created_at'],
+    )
+    assert since is not None
+    erased = since['erased'] + num_pairs
+    total = ws.get_data(service['data'])[schema.EDGE_TYPE].edge_index.size(1)
+    spent = (
+        since['updates'] >= settings.max_updates
+        or erased > settings.max_erased * (total + since['erased'])
+        or ws.clock() - full['created_at'] > settings.max_days * DAY
+    )
+    chain = ['Retrain'] if spent else [settings.method, 'Retrain']
+    return list(dict.fromkeys(chain))
+
+
+def mark(
+    ws: Workspace, numbers: list[int]
+) -> tuple[HeteroData, dict[tuple[int, str], str]]:
+    r"""Marks what requests name in the data in service, and returns it with what was
+    found of every target, by request and digest.
+    """
+    data = ws.get_data(ws.service['data'])
+    outcomes: dict[tuple[int, str], str] = {}
+    found: dict[str, list[Any]] = {'user': [], 'item': [], 'pair': []}
+    known = {kind: ws.internal(kind) for kind in (schema.USER, schema.ITEM)}
+    pairs = _all_pairs(data)
+    for target in ws.book.targets(numbers):
+        level = target['level']
+        raw = decode(level, target['raw'])
+        ids: Any = None
+        if level == 'pair':
+            user, item = known['user'].get(raw[0]), known['item'].get(raw[1])
+            ids = (user, item) if (user, item) in pairs else None
+        else:
+            ids = known[level].get(raw)
+        key = target['request'], target['digest']
+        if ids is None:
+            earlier = ws.ledger.row(
+                "SELECT 1 FROM target WHERE digest = ? AND outcome = 'erased'",
+                target['digest'],
+            )
+            outcomes[key] = 'nothing_found' if earlier is None else 'already_erased'
+        else:
+            outcomes[key] = 'erased'
+            found[level].append(ids)
+    marked = data
+    if found['user']:
+        marked = ForgetUsers(sorted(set(found['user'])))(marked)
+    if found['item']:
+        marked = ForgetItems(sorted(set(found['item'])))(marked)
+    if found['pair']:
+        marked = ForgetInteractions(sorted(set(found['pair'])))(marked)
+    return marked, outcomes
+
+
+def _all_pairs(data: HeteroData) -> set[tuple[int, int]]:
+    parts = [data[schema.EDGE_TYPE].edge_index]
+    parts += [schema.held_out(data, split) for split in schema.SPLITS]
+    return set(map(tuple, torch.cat(parts, dim=1).t().tolist()))
+
+
+def run(ws: Workspace, batch: Plan) -> Job:
+    r"""Serves a batch; after a crash, the same call goes on."""
+    ledger, service = ws.ledger, ws.service
+    text = [service['id'], service['data'], batch.requests, batch.methods]
+    text += [ws.settings.method_args, ws.settings.fit_args, ws.settings.seed]
+    job = sha256(json.dumps(text, sort_keys=True).encode()).hexdigest()[:16]
+    with ledger.transaction():
+        old = ledger.row('SELECT attempts FROM job WHERE id = ?', job)
+        attempts = 1 if old is None else old['attempts'] + 1
+        if attempts > MAX_ATTEMPTS:
+            return _give_up(ws, job, batch, 'a worker died three times')
+        ledger.write(
+            'INSERT INTO job VALUES (?, ?, ?, ?, ?, ?, ?, NULL, NULL, NULL) '
+            'ON CONFLICT (id) DO UPDATE SET attempts = attempts + 1',
+            job,
+            service['id'],
+            json.dumps(batch.requests),
+            json.dumps(batch.methods),
+            'running',
+            1,
+            ws.clock(),
+        )
+        for number in batch.requests:
+            ledger.write("UPDATE request SET state = 'working' WHERE id = ?", number)
+        ledger.event(
+            ws.clock(), 'started', job=job, requests=batch.requests, reason=batch.reason
+        )
+    marked, outcomes = mark(ws, batch.requests)
+    if Request.of(marked).is_empty and not _named(marked):
+        return _nothing(ws, job, batch, outcomes)
+    verdicts: dict[str, dict[str, str]] = {}
+    parent = ws.get_model(service['id'])
+    for attempt, name in enumerate(batch.methods):
+        result = _unlearner(ws, name, job)(parent, marked)
+        version = ws.store.put_model(result.model)
+        data = ws.store.put_data(result.data)
+        found = _gates(ws, result, marked, parent, (version, data), batch.requests)
+        verdicts[f'{attempt} {name}'] = {gate.name: gate.verdict for gate in found}
+        with ledger.transaction():
+            for gate in found:
+                ledger.write(
+                    'INSERT OR REPLACE INTO gate VALUES (?, ?, ?, ?, ?)',
+                    job,
+                    attempt,
+                    gate.name,
+                    gate.verdict,
+                    gate.content(),
+                )
+        verdict = gates.overall(found)
+        if verdict != gates.FAIL:
+            full = None
+            if name == 'Retrain':
+                full = retained_ndcg(
+                    Served.of(result.model, result.data), result.data, ws.settings.k
+                )
+            ws.evidence_report(job, result, parent, marked)
+            _promote(ws, job, batch, outcomes, (version, data), verdict, marked, full)
+            return Job(job, verdict, version, verdicts, batch.requests)
+    with ledger.transaction():
+        failed = _give_up(ws, job, batch, 'no method passed the gates')
+    return Job(job, failed.verdict, None, verdicts, batch.requests)
+
+
+def _named(marked: HeteroData) -> bool:
+    return Request.of(marked).named.numel() > 0
+
+
+def _unlearner(ws: Workspace, name: str, job: str) -> Any:
+    settings = ws.settings
+    if name == 'Retrain':
+        path = ws.root / 'jobs' / f'{job}.ck'
+        kwargs = {'checkpoint': path, 'resume': True, **settings.fit_args}
+        return unlearn.Retrain(ws.build_model, seed=settings.seed, **kwargs)
+    return getattr(unlearn, name)(seed=settings.seed, **settings.method_args)
+
+
+def _gates(
+    ws: Workspace,
+    result: UnlearnResult,
+    marked: HeteroData,
+    parent: Any,
+    names: tuple[str, str],
+    numbers: list[int],
+) -> list[gates.Gate]:
+    version, data = names
+    k, watermark = ws.settings.k, ws.service['watermark']
+    served = Served.of(result.model, result.data)
+    files = {
+        'model file': ws.store.model_path(version).read_bytes(),
+        'data file': ws.store.data_path(data).read_bytes(),
+    }
+    ids = [
+        raw
+        for row in ws.book.targets(numbers)
+        if row['level'] != 'pair'
+        and isinstance(raw := decode(row['level'], row['raw']), str)
+    ]
+    stored = ws.store.get_data(data)
+    reloaded = ws.store.get_model(version, stored, ws.build_model)
+    after = watermark + len(numbers)
+    out = [
+        gates.check_data(marked, result.data, files, ids),
+        gates.check_integrity(served, Served.of(reloaded, stored), (watermark, after)),
+    ]
+    if out[1].verdict == gates.FAIL:
+        return out
+    pool = pooled(marked, ws.undecided())
+    before = Served.of(parent, marked)
+    return [
+        *out,
+        gates.utility(served, before, marked, ws.full_ndcg(), k),
+        gates.forget(served, pool, k),
+        gates.attack(served, pool, ws.settings.seed),
+    ]
+
+
+def erased_pairs(marked: HeteroData) -> dict[str, list[list[int]]]:
+    r"""Returns what a request erases, by split, in internal ids."""
+    request, num_items = Request.of(marked), schema.num_items(marked)
+    out = {'train': request.pairs.tolist()}
+    for split in schema.SPLITS:
+        pairs = schema.held_out(marked, split)
+        gone = request.covers(pairs) | request.names(pairs, num_items)
+        out[split] = pairs[:, gone].tolist()
+    return out
+
+
+def pooled(marked: HeteroData, earlier: list[dict[str, Any]]) -> HeteroData:
+    r"""Returns the data of a request together with what earlier ones have erased, whose
+    gates could not be told, all marked.
+    """
+    if not earlier:
+        return marked
+
+    def pairs(split: str) -> Tensor:
+        parts = [torch.tensor(part[split]).view(2, -1).long() for part in earlier]
+        return torch.cat(parts, dim=1)
+
+    out = HeteroData()
+    for kind in (schema.USER, schema.ITEM):
+        out[kind].num_nodes = marked[kind].num_nodes
+    for name, x in schema.features(marked).items():
+        out[schema.ITEM][f'x_{name}'] = x
+    store = marked[schema.EDGE_TYPE]
+    old = pairs('train')
+    edges = out[schema.EDGE_TYPE]
+    edges.edge_index = torch.cat([store.edge_index, old], dim=1)
+    mask = old.new_ones(old.size(1), dtype=torch.bool)
+    edges.forget_mask = torch.cat([schema.forget_mask(marked), mask])
+    for split in schema.SPLITS:
+        held_out = torch.cat([schema.held_out(marked, split), pairs(split)], dim=1)
+        if held_out.numel():
+            out[f'{split}_edge_label_index'] = held_out
+    out.forget_level = 'mixed'
+    return out
+
+
+def _promote(
+    ws: Workspace,
+    job: str,
+    batch: Plan,
+    outcomes: dict[tuple[int, str], str],
+    names: tuple[str, str],
+    verdict: str,
+    marked: HeteroData,
+    full: tuple[Tensor, Tensor] | None,
+) -> None:
+    ledger, service, now = ws.ledger, ws.service, ws.clock()
+    if full is not None:
+        ws.save_full_ndcg(names[0], *full)
+    pairs = erased_pairs(marked)
+    with ledger.transaction():
+        ws.add_version(
+            names, service['watermark'] + len(batch.requests), job, full is not None
+        )
+        ledger.write(
+            "UPDATE job SET state = 'done', finished_at = ?, verdict = ?, pairs = ? "
+            'WHERE id = ?',
+            now,
+            verdict,
+            json.dumps(pairs),
+            job,
+        )
+        if verdict == gates.PASS:
+            ledger.write(
+                "UPDATE job SET verdict = 'pass' WHERE verdict = 'inconclusive'"
+            )
+        _close(ws, job, batch.requests, outcomes, marked)
+        ws.point_to(names[0], 'worker', f'job {job}')
+        ledger.event(now, 'promoted', job=job, version=names[0], verdict=verdict)
+    ws.write_serving()
+
+
+def _close(
+    ws: Workspace,
+    job: str,
+    numbers: list[int],
+    outcomes: dict[tuple[int, str], str],
+    marked: HeteroData | None,
+) -> None:
+    r"""Writes what became of every target; what had nothing to erase ends here."""
+    counts = {} if marked is None else _pairs_by_target(ws, numbers, marked)
+    for (number, digest), outcome in outcomes.items():
+        ws.ledger.write(
+            'UPDATE target SET outcome = ?, pairs = ? WHERE request = ? AND digest = ?',
+            outcome,
+            counts.get((number, digest), 0),
+            number,
+            digest,
+        )
+    for number in numbers:
+        found = {value for (n, _), value in outcomes.items() if n == number}
+        state = 'probation' if 'erased' in found else 'completed'
+        order = ('erased', 'already_erased', 'nothing_found')
+        outcome = next(name for name in order if name in found)
+        ws.ledger.write(
+            'UPDATE request SET state = ?, outcome = ?, job = ? WHERE id = ?',
+            state,
+            outcome,
+            job,
+            number,
+        )
+        if state == 'completed':
+            ws.book.finish(number)
+
+
+def _pairs_by_target(
+    ws: Workspace, numbers: list[int], marked: HeteroData
+) -> dict[tuple[int, str], int]:
+    pairs, out = Request.of(marked).pairs, {}
+    for target in ws.book.targets(numbers):
+        raw = decode(target['level'], target['raw'])
+        key = target['request'], target['digest']
+        if target['level'] == 'pair':
+            ids = ws.internal('user').get(raw[0]), ws.internal('item').get(raw[1])
+            hit = (pairs[0] == (-1 if ids[0] is None else ids[0])) & (
+                pairs[1] == (-1 if ids[1] is None else ids[1])
+            )
+        else:
+            row = 0 if target['level'] == 'user' else 1
+            hit = pairs[row] == ws.internal(target['level']).get(raw, -1)
+        out[key] = int(hit.sum())
+    return out
+
+
+def _nothing(
+    ws: Workspace, job: str, batch: Plan, outcomes: dict[tuple[int, str], str]
+) -> Job:
+    with ws.ledger.transaction():
+        ws.ledger.write(
+            "UPDATE job SET state = 'done', finished_at = ?, verdict = 'nothing' "
+            'WHERE id = ?',
+            ws.clock(),
+            job,
+        )
+        _close(ws, job, batch.requests, outcomes, None)
+        ws.ledger.event(ws.clock(), 'nothing_to_erase', job=job)
+    return Job(job, 'nothing', requests=batch.requests)
+
+
+def _give_up(ws: Workspace, job: str, batch: Plan, reason: str) -> Job:
+    ws.ledger.write(
+        "UPDATE job SET state = 'failed', finished_at = ?, verdict = 'fail' "
+        'WHERE id = ?',
+        ws.clock(),
+        job,
+    )
+    for number in batch.requests:
+        ws.ledger.write(
+            "UPDATE request SET state = 'review', outcome = ? WHERE id = ?",
+            reason,
+            number,
+        )
+    ws.ledger.event(ws.clock(), 'review', job=job, reason=reason)
+    return Job(job, 'fail', requests=batch.requests)
