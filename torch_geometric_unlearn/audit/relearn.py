@@ -14,6 +14,7 @@ from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.loader import TripletLoader
 from torch_geometric_unlearn.metrics import embed, ranking_metrics
 from torch_geometric_unlearn.nn.models import Served, Triplets
+from torch_geometric_unlearn.nn.models.base import half_precision
 from torch_geometric_unlearn.utils.check import check_float, check_int, check_ratio
 from torch_geometric_unlearn.utils.seed import generator, isolated_seed
 
@@ -94,6 +95,13 @@ def relearn_time(
     batch_size = check_int(batch_size, 'batch_size', 1)
     if not isinstance(original, (torch.nn.Module, Served)):
         original = check_float(original, 'original', 0.0, 1.0)
+    for name, which in (('model', model), ('retrained', retrained)):
+        coarse = None if which is None else half_precision(which)
+        if coarse is not None:
+            raise ValueError(
+                f"'{name}' must not be {coarse}, too coarse for the steps of "
+                f"relearning. Convert a copy with '.float()'."
+            )
     data = schema.validate(data)
     forgotten = schema.forgotten_edge_index(data).cpu()
     num_shown = max(1, round(ratio * forgotten.size(1)))

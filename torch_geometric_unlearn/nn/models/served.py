@@ -76,11 +76,12 @@ class Served:
     @cached_property
     def embeddings(self) -> tuple[Tensor, Tensor]:
         r"""User and item embeddings, :math:`(N_{user}, H)` and :math:`(N_{item}, H)`,
-        without gradients.
+        without gradients; those in half precision as float32, which holds them exactly,
+        so that measures add no rounding of their own.
         """
         with evaluating(self.model), torch.no_grad():
             user_emb, item_emb = self.model(self.graph)
-        return user_emb.detach(), item_emb.detach()
+        return _measurable(user_emb), _measurable(item_emb)
 
     @cached_property
     def branches(self) -> dict[str, tuple[Tensor, Tensor]]:
@@ -90,9 +91,8 @@ class Served:
         size = self.embeddings[0].size(0)
         with evaluating(self.model), torch.no_grad():
             branches = self.model.branch_embeddings(self.graph)
-        return {
-            name: (x[:size].detach(), x[size:].detach()) for name, x in branches.items()
-        }
+        branches = {name: _measurable(x) for name, x in branches.items()}
+        return {name: (x[:size], x[size:]) for name, x in branches.items()}
 
     @cached_property
     def content(self) -> dict[str, Tensor]:
@@ -103,7 +103,7 @@ class Served:
             return {}
         with evaluating(self.model), torch.no_grad():
             content = self.model.content_embeddings(self.graph)
-        return {name: x.detach() for name, x in content.items()}
+        return {name: _measurable(x) for name, x in content.items()}
 
     def _check(self, data: HeteroData) -> None:
         forgotten = schema.forgotten_edge_index(data).cpu()
@@ -121,3 +121,8 @@ class Served:
 
     def __repr__(self) -> str:
         return f'{self.__class__.__name__}({type(self.model).__name__})'
+
+
+def _measurable(x: Tensor) -> Tensor:
+    is_half = x.dtype in (torch.float16, torch.bfloat16)
+    return x.detach().float() if is_half else x.detach()
