@@ -156,8 +156,11 @@ def test_a_user_with_everything_can_go(name, trained):
 
 @pytest.mark.parametrize('name', AUDITS)
 def test_audits_of_a_small_shop(name, trained):
-    for user in (0, 3):
-        AUDITS[name](trained, ForgetUsers([user])(shop()))
+    requests = [ForgetUsers([0]), ForgetUsers([3])]
+    if name not in ('shadow', 'likelihood_ratio'):
+        requests += [ForgetItems([0]), ForgetInteractions(PAIRS[:, [3, 19]])]
+    for request in requests:
+        AUDITS[name](trained, request(shop()))
 
 
 def plain_state(result):
