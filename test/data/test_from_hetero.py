@@ -142,7 +142,7 @@ def test_a_part_of_a_link_split_is_not_all():
     for part in parts:
         with pytest.raises(ValueError, match=r'from_hetero\(\(train, val, test\)'):
             from_hetero(part, **NAMES)
-    with pytest.raises(ValueError, match='of one link split.*Keep their order'):
+    with pytest.raises(ValueError, match=r'of one link split.*Keep their order'):
         from_hetero(parts[::-1], **NAMES)
     with pytest.raises(ValueError, match="must hold the 'edge_label_index'"):
         from_hetero([shop()] * 3, **NAMES)
