@@ -13,7 +13,7 @@ from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import Request
-from torch_geometric_unlearn.nn.models.base import RecommenderLike
+from torch_geometric_unlearn.nn.models.base import RecommenderLike, half_precision
 from torch_geometric_unlearn.transforms import DropForgotten
 from torch_geometric_unlearn.utils.finite import all_finite
 from torch_geometric_unlearn.utils.mode import copy_modes
@@ -90,6 +90,9 @@ class Unlearner(ABC):
     #: although they have no training pair (any more). For others this is a no-op.
     serves_nodes: bool = False
 
+    #: Whether the method takes no steps that half precision would swallow.
+    serves_half: bool = False
+
     def __init__(self, seed: int = 0) -> None:
         self.seed = check_seed(seed)
 
@@ -112,6 +115,12 @@ class Unlearner(ABC):
         missing = [name for name in _CONTRACT if not hasattr(model, name)]
         if missing:
             return False, f"'{type(model).__name__}' lacks {missing} of the contract"
+        coarse = half_precision(model)
+        if coarse is not None and not self.serves_half:
+            return False, (
+                f'it is {coarse}, too coarse for the steps of this method. Convert the '
+                f"model with '.float()' and back afterwards"
+            )
         return True, ''
 
     def __call__(

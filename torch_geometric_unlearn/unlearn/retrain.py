@@ -32,6 +32,7 @@ class Retrain(Unlearner):
     """
 
     exact = True
+    serves_half = True
     serves_nodes = True
 
     def __init__(

@@ -141,6 +141,7 @@ class UltraRE(Unlearner):
     """
 
     exact = True
+    serves_half = True
 
     def __init__(
         self,

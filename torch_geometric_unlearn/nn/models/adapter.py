@@ -355,9 +355,13 @@ def _default_embed(module: torch.nn.Module) -> Callable[[Any, Any], Any]:
 def _embed_sparse(module: Any, graph: Any) -> Any:
     if torch.compiler.is_compiling():  # PyG can't trace the sparse path.
         return module.get_embedding(graph.adj)
+    dtype = module.embedding.weight.dtype
+    if dtype not in (torch.float32, torch.float64):  # There are no such products.
+        return module.get_embedding(graph.adj)
+    adj = graph.adj_t if dtype == torch.float32 else graph.adj_t.to(dtype)
     # There are no sparse products in bfloat16; gather and scatter stay in float32 too.
     with torch.autocast(graph.edge_index.device.type, enabled=False):
-        return module.get_embedding(graph.adj_t)
+        return module.get_embedding(adj)
 
 
 def _embed_method(module: Any, graph: Any) -> Any:

@@ -109,6 +109,14 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
 
 
+def half_precision(model: RecommenderLike) -> torch.dtype | None:
+    r"""Returns the type of a parameter of a model that is trained in half precision;
+    :obj:`None` if there is none.
+    """
+    types = (p.dtype for p in model.parameters() if p.requires_grad)
+    return next((t for t in types if t in (torch.float16, torch.bfloat16)), None)
+
+
 class RowBranch(NamedTuple):
     r"""A branch as a linear map of the node embeddings, all else being frozen:
     :obj:`propagate(gate * x[source])`.
