@@ -13,7 +13,13 @@ from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import Request
+from torch_geometric_unlearn.nn import RecommenderAdapter
 from torch_geometric_unlearn.nn.models.base import RecommenderLike
+from torch_geometric_unlearn.nn.models.kept import (
+    held_interactions,
+    is_foreign,
+    kept_structure,
+)
 from torch_geometric_unlearn.transforms import DropForgotten
 from torch_geometric_unlearn.utils.mode import copy_modes
 from torch_geometric_unlearn.utils.resources import ResourceMeter
@@ -83,6 +89,9 @@ class Unlearner(ABC):
     #: Whether the method has something to do for users and items that a request names
     #: although they have no training pair (any more). For others this is a no-op.
     serves_nodes: bool = False
+    #: Whether the result goes on from the given model, rather than from fresh ones on
+    #: what is left, so that the model must keep nothing of the interactions.
+    continues: bool = True
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
@@ -117,8 +126,10 @@ class Unlearner(ABC):
             data (HeteroData): The data with a request.
 
         Raises:
-            ValueError: If the method does not support the model or the request, or a
-                parameter of the model is not finite.
+            ValueError: If the method does not support the model or the request, a
+                parameter of the model is not finite, or the model keeps interactions
+                where no deletion reaches them (see
+                :meth:`~torch_geometric_unlearn.nn.models.kept.kept_structure`).
         """
         meter = ResourceMeter(next(model.parameters()).device)
         with torch.enable_grad(), isolated_seed(self.seed), meter:
@@ -127,14 +138,21 @@ class Unlearner(ABC):
             ok, reason = self.supports(model, data)
             if not ok:
                 raise ValueError(f'{self} cannot serve this request: {reason}')
+            request = Request.of(data)
+            if self.continues and request.pairs.numel() and is_foreign(model):
+                _refuse(model, kept_structure(model, data))
             out = copy.deepcopy(model)
             copy_modes(model, out)  # Another thread may be looking at the model.
             retained = DropForgotten()(data)
             history: list[dict[str, Any]] = []
-            request = Request.of(data)
             if request.pairs.numel() or (self.serves_nodes and not request.is_empty):
                 out, history = self._unlearn(out, data, retained)
                 copy_modes(model, out)
+            if isinstance(out, RecommenderAdapter):
+                out.refresh(retained)
+            if not self.continues and request.pairs.numel() and is_foreign(out):
+                pairs = data[schema.EDGE_TYPE].edge_index
+                _refuse(out, held_interactions(out, pairs, request.pairs, data))
             touched, shift = _compare(model, out)
         return UnlearnResult(
             model=out,
@@ -184,6 +202,14 @@ class Unlearner(ABC):
     def __repr__(self) -> str:
         args = [f'{name}={value!r}' for name, value in self._settings().items()]
         return f'{self.__class__.__name__}({", ".join(args)})'
+
+
+def _refuse(model: RecommenderLike, reason: str) -> None:
+    if reason:
+        raise ValueError(
+            f"'{type(model).__name__}' must keep nothing of the interactions, or "
+            f'deleted ones would live on in it: {reason}.'
+        )
 
 
 def _check_finite(model: RecommenderLike) -> None:

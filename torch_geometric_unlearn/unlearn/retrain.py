@@ -32,6 +32,7 @@ class Retrain(Unlearner):
     """
 
     exact = True
+    continues = False
     serves_nodes = True
 
     def __init__(

@@ -138,6 +138,7 @@ class UltraRE(Unlearner):
     """
 
     exact = True
+    continues = False
 
     def __init__(
         self,
