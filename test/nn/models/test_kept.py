@@ -489,6 +489,19 @@ def test_rebuild():
         adapter(kept, rebuild=3)
 
 
+def test_a_rebuild_that_forgets_something_is_refused():
+    module = Kept()
+    module.kept, module.history = normalised(GRAPH.adj), histories()
+    for hook, match in [
+        (lambda module, graph: None, r"'module\.kept' holds"),
+        (rebuild, r"'module\.history' holds"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            EdgeDrop()(adapter(module, rebuild=hook), MARKED)
+    del module.history
+    EdgeDrop()(adapter(module, rebuild=rebuild), MARKED)
+
+
 def test_threads_share_a_module_that_is_rebuilt(run_in_threads):
     with isolated_seed(0):
         model = adapter(Kept(), rebuild=rebuild)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from torch_geometric.nn import LightGCN, MessagePassing
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.nn.functional import bpr_loss
+from torch_geometric_unlearn.ops.spmm import consume_beta_warning
 from torch_geometric_unlearn.transforms import DropForgotten
 from torch_geometric_unlearn.utils.check import check_choice, check_float, check_int
 from torch_geometric_unlearn.utils.seed import one_at_a_time
@@ -54,11 +54,11 @@ class InteractionGraph:
         rowptr = row.new_zeros(num_nodes + 1)
         torch.cumsum(row.bincount(minlength=num_nodes), 0, out=rowptr[1:])
         value = torch.ones(code.numel(), device=code.device)
-        with warnings.catch_warnings():  # Said once a process; nobody can act on it.
-            warnings.filterwarnings('ignore', '.*(CSR tensor|invariant check).*')
-            return torch.sparse_csr_tensor(
-                rowptr, code % num_nodes, value, (num_nodes, num_nodes)
-            )
+        size = (num_nodes, num_nodes)
+        consume_beta_warning()
+        return torch.sparse_csr_tensor(
+            rowptr, code % num_nodes, value, size, check_invariants=False
+        )
 
     def to(self, device: torch.device | str) -> InteractionGraph:
         r"""Returns the graph on another device."""
