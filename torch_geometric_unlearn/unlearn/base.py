@@ -75,7 +75,9 @@ class Unlearner(ABC):
     :obj:`unlearner(model, data)` takes a trained model and the data with a request
     marked in it, and returns an :class:`UnlearnResult`. Neither input is modified, and
     the same seed gives the same result. A request that marks nothing is a no-op.
-    Requests from several threads are served one after the other.
+    Requests from several threads are served one after the other; code of your own that
+    draws from torch's global generators in another thread meanwhile takes numbers from
+    them (:meth:`~torch_geometric_unlearn.utils.seed.isolated_seed` waits its turn).
 
     A method implements :meth:`_unlearn`, and :meth:`supports` if it can't serve every
     model that meets the model contract.

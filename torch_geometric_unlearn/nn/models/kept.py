@@ -323,9 +323,6 @@ def _only(data: HeteroData, user: Tensor) -> HeteroData:
     out = copy.copy(data)
     store = out[schema.EDGE_TYPE]
     store.forget_mask = store.edge_index[0] != user
-    if schema.REV_EDGE_TYPE in out.edge_types:
-        reverse = out[schema.REV_EDGE_TYPE]
-        reverse.forget_mask = reverse.edge_index[1] != user
     return DropForgotten()(out)
 
 
