@@ -142,6 +142,7 @@ class UltraRE(Unlearner):
 
     exact = True
     serves_half = True
+    continues = False
 
     def __init__(
         self,
