@@ -330,7 +330,8 @@ def _check_data(
         raise ValueError(
             f"'{path}' belongs to other data: {', '.join(differing)} differ. Rows "
             f'belong to positions, so they would be given to others. Pass the data '
-            f'that the model was saved with.'
+            f'that the model was saved with (pairs that are marked as forgotten count '
+            f'as deleted).'
         )
 
 
