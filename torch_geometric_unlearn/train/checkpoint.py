@@ -25,7 +25,7 @@ from torch_geometric_unlearn.nn.models.mig_gt import MIGGT
 from torch_geometric_unlearn.utils.digest import content_digest, tensor_digest
 from torch_geometric_unlearn.utils.seed import isolated_seed
 from torch_geometric_unlearn.utils.tensor_file import load_tensors, save_tensors
-from torch_geometric_unlearn.utils.versions import versions
+from torch_geometric_unlearn.utils.versions import package_versions
 
 #: Version of the header; 1 had a class name only.
 FORMAT = 2
@@ -203,7 +203,7 @@ def model_record(model: RecommenderLike) -> dict[str, Any]:
         'model': type(model).__name__,
         'class': [type(model).__module__, type(model).__qualname__],
         'modules': modules,
-        'versions': versions(),
+        'versions': package_versions(),
     }
 
 
