@@ -97,9 +97,8 @@ class Served:
                 an empty history, whose mean is NaN.
         """
         user_emb, item_emb = self._forward
-        return self._read('user embeddings', user_emb, 0), self._read(
-            'item embeddings', item_emb, 1
-        )
+        user_emb = self._read('user embeddings', user_emb, 0)
+        return user_emb, self._read('item embeddings', item_emb, 1)
 
     @property
     def is_finite(self) -> bool:
@@ -154,7 +153,8 @@ class Served:
         advice = 'Go back to an intact checkpoint, or look for the layer that gives it.'
         if x.dtype in HALF:
             advice = f"{x.dtype} overflows early: convert the model with '.float()'."
-        if not torch.isin(rows, self.graph.edge_index[side].cpu()).any():
+        is_idle = not torch.isin(rows, self.graph.edge_index[side].cpu()).any()
+        if is_idle and x[rows.to(x.device)].isnan().any(dim=1).all():
             advice = (
                 f'None of these {kind}s has an interaction in the graph, and the mean '
                 f'of an empty history is NaN: give an empty history a zero vector.'
