@@ -199,7 +199,7 @@ class Extra(torch.nn.Module):
 
 
 def test_what_can_not_be_saved(tmp_path):
-    with pytest.raises(ValueError, match="got 'CertifiedHead' without any"):
+    with pytest.raises(ValueError, match="must be fitted before its state is saved"):
         save_model(CertifiedHead(), tmp_path / 'model')
     with pytest.raises(TypeError, match=r"'_extra_state' in the state .*got 'dict'"):
         save_model(Extra(), tmp_path / 'model')
@@ -240,7 +240,7 @@ def test_other_data(tmp_path):
         with pytest.raises(ValueError, match=match):
             load_model(*target, data=shuffled)
     fewer = DropForgotten()(ForgetUsers([1])(data))
-    with pytest.raises(ValueError, match='other data: training pairs differ'):
+    with pytest.raises(ValueError, match='other data: training pairs, user ids differ'):
         load_model(model, path, data=fewer)
     with pytest.raises(ValueError, match="other data: features 'text' differ"):
         load_model(model, path, data=frame_data([0, 1, 2, 3, 4, 5], scale=2.0))

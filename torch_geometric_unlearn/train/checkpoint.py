@@ -13,6 +13,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.data.request import Request, is_erased
 from torch_geometric_unlearn.nn.models.base import (
     Recommender,
     RecommenderLike,
@@ -212,8 +213,7 @@ def data_record(data: HeteroData) -> dict[str, str]:
     schema.validate(data)
     out = {'training pairs': fingerprint(data)}
     for node_type in (schema.USER, schema.ITEM):
-        ids = data[node_type].get('raw_id')
-        out[f'{node_type} ids'] = '' if ids is None else _ids_digest(ids, node_type)
+        out[f'{node_type} ids'] = _ids_digest(data, node_type)
     for name, x in schema.features(data).items():
         out[f"features '{name}'"] = tensor_digest([x])
     return out
@@ -358,9 +358,18 @@ def _build(
         ) from error
 
 
-def _ids_digest(ids: Any, node_type: str) -> str:
+def _ids_digest(data: HeteroData, node_type: str) -> str:
+    r"""Returns a hash of an id map in which deleted ids are equal, marked or erased."""
+    ids = data[node_type].get('raw_id')
+    if ids is None:
+        return ''
     ids = ids.tolist() if isinstance(ids, (Tensor, np.ndarray)) else list(ids)
     ids = [i.item() if isinstance(i, np.generic) else i for i in ids]
+    request = Request.of(data)
+    gone = request.users if node_type == schema.USER else request.items
+    for index in gone.tolist():
+        ids[index] = None
+    ids = [None if is_erased(raw) else raw for raw in ids]
     return content_digest(ids, f"data['{node_type}'].raw_id")[:16]
 
 
