@@ -58,15 +58,19 @@ def test_docstrings(name, tmp_path, monkeypatch):
     assert runner.summarize(verbose=False).failed == 0, ''.join(messages)
 
 
+@pytest.mark.usefixtures('few_trees')
 def test_readme_tour(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.S)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     scope = {}
     for block in blocks:
         exec(compile(block, 'README.md', 'exec'), scope)
     assert type(scope['result'].model).__name__ == 'RecommenderAdapter'
     assert scope['items'].shape == (2, 5)
+    assert 0 <= scope['attack'].balanced_accuracy <= 1  # Not NaN.
+    assert scope['attack'].reason == ''
+    assert scope['content']['verdict']['status'] in ('within', 'outside', 'unclear')
     assert 'forget_recall@20' in capsys.readouterr().out
     assert (tmp_path / 'unlearned.safetensors').exists()
 

@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch_geometric import EdgeIndex, Index
 from torch_geometric.data import HeteroData
+from torch_geometric.nn import GCNConv
+from torch_geometric.nn import LightGCN as PyGLightGCN
 
 from torch_geometric_unlearn import audit, metrics, unlearn
 from torch_geometric_unlearn.data import schema
-from torch_geometric_unlearn.nn import LightGCN
+from torch_geometric_unlearn.nn import LightGCN, RecommenderAdapter, Served
 from torch_geometric_unlearn.ops import LazyPropagation, SparseOperator, spmm
 from torch_geometric_unlearn.testing import check_unlearner
 from torch_geometric_unlearn.testing._snapshot import snapshot
@@ -73,7 +75,7 @@ def build(data):
     return LightGCN.from_data(data, hidden_channels=4)
 
 
-def method(name):
+def method(name, build=build):
     extra = {'build_model': build} if name in ('Retrain', 'UltraRE') else {}
     return getattr(unlearn, name)(**METHODS[name], **extra)
 
@@ -154,8 +156,11 @@ def test_a_user_with_everything_can_go(name, trained):
 
 @pytest.mark.parametrize('name', AUDITS)
 def test_audits_of_a_small_shop(name, trained):
-    for user in (0, 3):
-        AUDITS[name](trained, ForgetUsers([user])(shop()))
+    requests = [ForgetUsers([0]), ForgetUsers([3])]
+    if name not in ('shadow', 'likelihood_ratio'):
+        requests += [ForgetItems([0]), ForgetInteractions(PAIRS[:, [3, 19]])]
+    for request in requests:
+        AUDITS[name](trained, request(shop()))
 
 
 def plain_state(result):
@@ -230,3 +235,96 @@ def test_transforms_of_edge_indices():
     for transform in (SplitInteractions(), ItemKNNGraph(2), ForgetUsers([3])):
         got, expected = transform(wrapped(shop())), transform(shop())
         assert repr(snapshot(got)) == repr(snapshot(expected))
+
+
+class HandWritten(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = torch.nn.Embedding(14, 4)
+        self.conv = GCNConv(4, 4)
+
+    def forward(self, edge_index):
+        return self.conv(self.embedding.weight, edge_index)
+
+
+MODULES = {'PyG': lambda: PyGLightGCN(14, 4, 2), 'hand-written': HandWritten}
+HALF = (torch.float16, torch.bfloat16)
+SERVES_HALF = ('COVA', 'EdgeDrop', 'Retrain', 'RowReset', 'UltraRE')
+
+
+def adapter(module, dtype):
+    def build(data):
+        return RecommenderAdapter(MODULES[module](), 8, 6).to(dtype)
+
+    with isolated_seed(0):
+        return build, build(shop())
+
+
+def scores(result):
+    user_emb, item_emb = Served.of(result.model, result.data).embeddings
+    return user_emb.double() @ item_emb.double().t()
+
+
+@pytest.mark.parametrize('module', MODULES)
+@pytest.mark.parametrize('name', METHODS)
+def test_double_precision_is_single_precision(name, module):
+    data = ForgetUsers([3])(shop())
+    out = []
+    for dtype in (torch.float32, torch.float64):
+        build, model = adapter(module, dtype)
+        result = method(name, build)(model, data)
+        types = {p.dtype for p in result.model.parameters()}
+        assert types == {dtype}
+        out.append(scores(result))
+    assert torch.allclose(*out, rtol=1e-3, atol=1e-3 * float(out[0].abs().max()))
+
+
+@pytest.mark.parametrize('dtype', HALF)
+@pytest.mark.parametrize('module', MODULES)
+@pytest.mark.parametrize('name', METHODS)
+def test_half_precision_is_served_or_refused(name, module, dtype):
+    data = ForgetUsers([3])(shop())
+    build, model = adapter(module, dtype)
+    unlearner = method(name, build)
+    if name not in SERVES_HALF:
+        ok, reason = unlearner.supports(model, data)
+        assert not ok
+        assert f'it is {dtype}, too coarse' in reason
+        with pytest.raises(ValueError, match=r"with '.float\(\)' and back"):
+            unlearner(model, data)
+        return
+    result = check_unlearner(unlearner, model, data)
+    assert {p.dtype for p in result.model.parameters()} == {dtype}
+    if name in ('Retrain', 'UltraRE'):
+        return  # They train, each in its own precision.
+    expected = scores(unlearner(adapter(module, dtype)[1].float(), data))
+    atol = 0.05 * float(expected.abs().max())
+    assert torch.allclose(scores(result), expected, atol=atol)
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, *HALF])
+@pytest.mark.parametrize('module', MODULES)
+def test_audits_of_other_precisions(module, dtype):
+    _, model = adapter(module, dtype)
+    data = ForgetUsers([3])(shop())
+    served = Served.of(model, data).embeddings
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    assert {emb.dtype for emb in served} == {wide}
+    # The float32 model with the same numbers, or nearly so.
+    single = RecommenderAdapter(MODULES[module](), 8, 6)
+    single.load_state_dict({k: v.float() for k, v in model.state_dict().items()})
+    for name, look in AUDITS.items():
+        if name in ('shadow', 'likelihood_ratio'):
+            continue  # They look at models that they train.
+        if name == 'relearn' and dtype in HALF:
+            with pytest.raises(ValueError, match=f"'model' must not be {dtype}, too"):
+                look(model, data)
+            continue
+        got, expected = figures(look(model, data)), figures(look(single, data))
+        assert got.keys() == expected.keys()
+        for key, value in expected.items():
+            if isinstance(value, float) and name.startswith('evaluate'):
+                assert got[key] == pytest.approx(value, abs=0.1, nan_ok=True), key
+    items, values = model.recommend(model.build_graph(data), [1, 2], k=3)
+    assert items.shape == (2, 3)
+    assert values.dtype == dtype

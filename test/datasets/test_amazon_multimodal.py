@@ -5,6 +5,7 @@ import signal
 import sys
 from functools import partial
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import pytest
@@ -266,6 +267,21 @@ def test_snap_options(from_snap, server, tmp_path):
     from_snap(modalities=('text',), text_encoder='tfidf', text_channels=2)
     assert len(files(tmp_path / 'root')) == 6
     assert len(server.asked) == 2
+
+
+def test_encoder_of_the_same_name_with_other_content(from_snap):
+    def make(factor):
+        def encoder(texts):
+            return [[factor * len(text)] for text in texts]
+
+        encoder.__qualname__ = 'encoder'
+        return encoder
+
+    for factor in (1.0, 2.0, 1.0):
+        x = from_snap(modalities=('text',), text_encoder=make(factor))[0]['item'].x_text
+        assert x[2].item() == 50 * factor
+    with pytest.raises(TypeError, match=r"'text_encoder.* Or pass text_encoder_name"):
+        from_snap(modalities=('text',), text_encoder=Lock().__enter__)
 
 
 def test_snap_without_5_core(from_snap, snap, write_snap, tmp_path):

@@ -131,6 +131,14 @@ def test_extreme_lists():
 def test_bad_lists():
     with pytest.raises(ValueError, match=r'with m >= 20 \(got \[7, 12\]'):
         jaccard_at_k(random_lists(), random_lists())
+    twice = random_lists().clone()
+    twice[3, 4] = twice[3, 1]
+    for pair in ((twice, random_lists()), (random_lists(), twice)):
+        name = 'first' if pair[0] is twice else 'second'
+        match = rf"'{name}' must hold every item once .*item {twice[3, 1]} .*row 3"
+        for measure in (jaccard_at_k, overlap_at_k, rank_biased_overlap):
+            with pytest.raises(ValueError, match=match):
+                measure(*pair, k=5)
     with pytest.raises(ValueError, match="'k' must be at least 1"):
         overlap_at_k(random_lists(), random_lists(), 0)
     with pytest.raises(ValueError, match=r"'p' must be in \(0, 1\) \(got 1.0\)"):

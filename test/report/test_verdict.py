@@ -59,7 +59,7 @@ def plant(inputs, monkeypatch):
         (-0.03, 0.005, 'outside', 'over-forgotten'),
         (0.03, 0.02, 'unclear', 'About 80 interactions would be needed'),
         (0.0, 0.1, 'unclear', 'About 2,000 interactions would be needed'),
-        (0.3, 0.29, 'unclear', 'between +1.0 and +59.0 percentage points'),
+        (0.3, 0.29, 'unclear', 'from +1.0 to +59.0 percentage points'),
         (0.03, 0.0101, 'unclear', 'It lies on the edge of the tolerance'),
     ],
 )

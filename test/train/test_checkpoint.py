@@ -10,7 +10,7 @@ from torch_geometric.nn import LightGCN as PyGLightGCN
 
 from torch_geometric_unlearn.data import from_frame, schema
 from torch_geometric_unlearn.nn import MGCN, MIGGT, LightGCN, RecommenderAdapter
-from torch_geometric_unlearn.nn.models import EmbeddingTable
+from torch_geometric_unlearn.nn.models import CertifiedHead, EmbeddingTable
 from torch_geometric_unlearn.train import load_model, save_model
 from torch_geometric_unlearn.train.checkpoint import fingerprint
 from torch_geometric_unlearn.transforms import DropForgotten, ForgetUsers
@@ -193,6 +193,30 @@ def test_only_own_models_are_built(data, tmp_path):
         load_model(path, path)
 
 
+class Extra(torch.nn.Module):
+    def get_extra_state(self):
+        return {'a': 1}
+
+
+def test_what_can_not_be_saved(tmp_path):
+    with pytest.raises(ValueError, match="must be fitted before its state is saved"):
+        save_model(CertifiedHead(), tmp_path / 'model')
+    with pytest.raises(TypeError, match=r"'_extra_state' in the state .*got 'dict'"):
+        save_model(Extra(), tmp_path / 'model')
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_integers_where_weights_belong(data, tmp_path):
+    path = tmp_path / 'model.safetensors'
+    model = LightGCN.from_data(data, **SMALL)
+    save_model(model, path)
+    tensors, header = load_tensors(path)
+    save_tensors(path, {k: v.long() for k, v in tensors.items()}, header)
+    for target in ((model, path), (path,)):
+        with pytest.raises(ValueError, match=r"is torch.int64 in the file and \w+"):
+            load_model(*target)
+
+
 ROWS = np.array([[0, 0], [0, 1], [1, 1], [1, 2], [2, 0], [2, 2]])
 
 
@@ -216,7 +240,7 @@ def test_other_data(tmp_path):
         with pytest.raises(ValueError, match=match):
             load_model(*target, data=shuffled)
     fewer = DropForgotten()(ForgetUsers([1])(data))
-    with pytest.raises(ValueError, match='other data: training pairs differ'):
+    with pytest.raises(ValueError, match='other data: training pairs, user ids differ'):
         load_model(model, path, data=fewer)
     with pytest.raises(ValueError, match="other data: features 'text' differ"):
         load_model(model, path, data=frame_data([0, 1, 2, 3, 4, 5], scale=2.0))

@@ -443,7 +443,7 @@ def test_bad_input(data):
     frozen.item_embedding.weight.requires_grad_(False)
     refused(data, frozen, marked, ValueError, "a table is frozen .'requires_grad'")
     half = build('LightGCN', data).half()
-    refused(data, half, marked, ValueError, r'a table is torch\.float16')
+    refused(data, half, marked, ValueError, r'it is torch\.float16')
     broken = build('LightGCN', data)
     with torch.no_grad():
         broken.user_embedding.weight[0, 0] = torch.nan

@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch_geometric.testing import onlyLinux
 from torch_geometric_unlearn.utils import files
 from torch_geometric_unlearn.utils.files import (
     atomic_save,
+    atomic_save_all,
     explain_write_errors,
     free_bytes,
     host_name,
@@ -119,3 +121,66 @@ def test_make_folder(tmp_path):
 def test_free_bytes(tmp_path):
     assert free_bytes(str(tmp_path)) > 0
     assert free_bytes(str(tmp_path / 'not' / 'there')) > 0
+
+
+def test_next_write_removes_what_killed_ones_left(tmp_path):
+    host = host_name()
+    stale = [f'a.bin.{host}.{2**22 + 1}.tmp', f'a.bin.{host}.{2**22 + 1}-7.tmp']
+    others = [
+        f'b.bin.{host}.{2**22 + 1}-0.tmp',  # Of another file.
+        f'a.bin.{host}.{os.getppid()}-0.tmp',  # Of a running process.
+        'a.bin.elsewhere.1-0.tmp',  # Of another machine, now.
+        f'xa.bin.{host}.{2**22 + 1}.tmp',
+        'a.bin.tmp',
+    ]
+    for name in (*stale, *others):
+        (tmp_path / name).write_bytes(b'rows')
+    atomic_save(lambda file: file.write(b'new'), tmp_path / 'a.bin')
+    assert sorted(os.listdir(tmp_path)) == sorted(['a.bin', *others])
+    os.utime(tmp_path / others[2], (0, 0))
+    atomic_save(lambda file: file.write(b'new'), tmp_path / 'a.bin')
+    assert others[2] not in os.listdir(tmp_path)
+
+
+def test_threads_that_write_the_same_file(tmp_path):
+    path = tmp_path / 'a.bin'
+
+    def write(number):
+        content = bytes([number]) * 200_000
+
+        def in_parts(file):
+            for start in range(0, len(content), 20_000):
+                file.write(content[start : start + 20_000])
+                remove_stale(str(tmp_path))
+
+        for _ in range(5):
+            atomic_save(in_parts, path)
+            found = path.read_bytes()
+            assert len(found) == 200_000
+            assert len(set(found)) == 1
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    assert os.listdir(tmp_path) == ['a.bin']
+
+
+def test_files_that_belong_together(tmp_path):
+    first, second = tmp_path / 'a', tmp_path / 'b'
+
+    def save(value, then=lambda: None):
+        files = [(lambda file: file.write(value), first)]
+        files += [(lambda file: [file.write(value), then()], second)]
+        atomic_save_all(files)
+
+    save(b'old')
+
+    def fail():
+        raise ValueError('inside')
+
+    with pytest.raises(ValueError, match='inside'):
+        save(b'new', fail)
+    # A failure before all are complete changes none of them.
+    assert first.read_bytes() == second.read_bytes() == b'old'
+    save(b'new')
+    assert first.read_bytes() == second.read_bytes() == b'new'
+    assert sorted(os.listdir(tmp_path)) == ['a', 'b']

@@ -46,6 +46,17 @@ def test_round_trip(tmp_path):
     assert out['numbers'] == [4, 0.5, 'b']
 
 
+def test_tensors_that_share_memory(tmp_path):
+    x = torch.arange(12.0).view(3, 4)
+    tensors = {'x': x, 'same': x, 'row': x[1], 'column': x[:, 1], 'empty': x[:0]}
+    tensors |= {'empty too': x[:0], 'flipped': x.t(), 'trained': x.requires_grad_()}
+    save_tensors(tmp_path / 'file', tensors, {})
+    out, _ = load_tensors(tmp_path / 'file')
+    assert out.keys() == tensors.keys()
+    for name, value in tensors.items():
+        assert torch.equal(out[name], value), name
+
+
 @pytest.mark.parametrize(
     'value', [{1}, object, b'x', torch.eye(2).to_sparse(), np.array([object()]), print]
 )

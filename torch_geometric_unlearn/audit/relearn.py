@@ -14,6 +14,7 @@ from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.loader import TripletLoader
 from torch_geometric_unlearn.metrics import ranking_metrics
 from torch_geometric_unlearn.nn.models import Served, Triplets
+from torch_geometric_unlearn.nn.models.base import half_precision
 from torch_geometric_unlearn.utils.check import check_float, check_int, check_ratio
 from torch_geometric_unlearn.utils.seed import generator, isolated_seed
 
@@ -43,7 +44,8 @@ def relearn_time(
 
     The model propagates over the retained interactions throughout, the original one
     over all. Masked are the retained pairs and the ones shown again; negatives are
-    items that the user has neither among these. [Protocol and defaults ours.]
+    items that the user has neither among these; pairs of users who would then have
+    every item are left out, as long as others are left. [Protocol and defaults ours.]
 
     Args:
         model (torch.nn.Module): The unlearned model; left as it is.
@@ -94,8 +96,15 @@ def relearn_time(
     batch_size = check_int(batch_size, 'batch_size', 1)
     if not isinstance(original, (torch.nn.Module, Served)):
         original = check_float(original, 'original', 0.0, 1.0)
+    for name, which in (('model', model), ('retrained', retrained)):
+        coarse = None if which is None else half_precision(which)
+        if coarse is not None:
+            raise ValueError(
+                f"'{name}' must not be {coarse}, too coarse for the steps of "
+                f"relearning. Convert a copy with '.float()'."
+            )
     data = schema.validate(data)
-    forgotten = schema.forgotten_edge_index(data).cpu()
+    forgotten = _with_negatives(data)
     num_shown = max(1, round(ratio * forgotten.size(1)))
     if forgotten.size(1) <= num_shown:
         return _empty('Too few interactions are marked', num_subsets, retrained)
@@ -146,6 +155,17 @@ def relearn_time(
         if out['retrained_steps'] > 0:
             out['relative'] = out['steps'] / out['retrained_steps']
     return out
+
+
+def _with_negatives(data: HeteroData) -> Tensor:
+    r"""Returns the forgotten pairs int64 :obj:`[2, n]`, without those of users who have
+    every item once they are shown again, as long as others are left.
+    """
+    forgotten = schema.forgotten_edge_index(data).cpu()
+    retained = schema.retained_edge_index(data)[0].cpu()
+    count = retained.bincount(minlength=schema.num_users(data))
+    free = count[forgotten[0]] + 1 < schema.num_items(data)
+    return forgotten[:, free] if free.any() else forgotten
 
 
 def _empty(reason: str, num_subsets: int, retrained: Any) -> dict[str, Any]:

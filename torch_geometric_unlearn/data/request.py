@@ -3,7 +3,10 @@ r"""What a request says: the one place that reads it, and the one that undoes it
 from __future__ import annotations
 
 import copy
+import re
+import secrets
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +16,18 @@ from . import schema
 
 #: Graph-level keys that hold the requested ids.
 REQUEST_KEYS = ('forget_users', 'forget_items', 'forget_interactions')
+
+_ERASED = re.compile('erased-[0-9a-f]{16}')
+
+
+def erased_id() -> str:
+    r"""Returns what stands in an id map in place of a deleted id: a random token."""
+    return f'erased-{secrets.token_hex(8)}'
+
+
+def is_erased(raw: Any) -> bool:
+    r"""Tells whether an entry of an id map is such a token."""
+    return isinstance(raw, str) and _ERASED.fullmatch(raw) is not None
 
 
 @dataclass(frozen=True)

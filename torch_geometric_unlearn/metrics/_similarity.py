@@ -83,7 +83,8 @@ def jaccard_at_k(first: Tensor, second: Tensor, k: int = 20) -> Tensor:
         lists [ours].
 
     Raises:
-        ValueError: If the lists differ in shape or are shorter than :obj:`k`.
+        ValueError: If the lists differ in shape, are shorter than :obj:`k`, or hold an
+            item twice.
     """
     common, size_a, size_b = _list_sizes(first, second, k)
     union = size_a + size_b - common
@@ -133,7 +134,8 @@ def rank_biased_overlap(
         torch.Tensor: Values in :math:`[0, 1]`, float64 :obj:`[n]`.
 
     Raises:
-        ValueError: If the lists differ in shape, or an argument is out of range.
+        ValueError: If the lists differ in shape or hold an item twice, or an argument
+            is out of range.
     """
     check_float(p, 'p', 0.0, 1.0)
     if p in (0.0, 1.0):
@@ -303,6 +305,15 @@ def _check_lists(first: Tensor, second: Tensor, k: int) -> None:
             raise ValueError(
                 f"'{name}' must hold items as integers (got {lists.dtype}), such as "
                 f"the first result of 'topk_items'"
+            )
+        items = lists[:, :k].sort(dim=1)[0]
+        twice = (items[:, 1:] == items[:, :-1]) & (items[:, 1:] >= 0)
+        if twice.any():
+            row = int(twice.any(dim=1).nonzero()[0])
+            raise ValueError(
+                f"'{name}' must hold every item once per list (got item "
+                f'{int(items[:, 1:][twice][0])} twice in row {row}). Keep its best '
+                f'place only.'
             )
 
 

@@ -31,7 +31,7 @@ def _embedding_bag(csr: list[Tensor], x: Tensor) -> Tensor:
 
 
 def _torch_csr(csr: list[Tensor], x: Tensor) -> Tensor:
-    _consume_beta_warning()
+    consume_beta_warning()
     rowptr, col, value = csr[:3]
     size = (rowptr.numel() - 1, x.size(0))
     matrix = torch.sparse_csr_tensor(rowptr, col, value, size, check_invariants=False)
@@ -39,14 +39,14 @@ def _torch_csr(csr: list[Tensor], x: Tensor) -> Tensor:
 
 
 @cache
-def _consume_beta_warning() -> None:
-    # torch says once per process that CSR tensors are in beta; users can't act on it.
+def consume_beta_warning() -> None:
+    r"""Has torch say now, unheard, that CSR tensors are in beta and not checked, which
+    it does once a process and nobody can act on. Filters are shared by all threads.
+    """
     with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', '.*CSR tensor support is in beta.*')
+        warnings.filterwarnings('ignore', '.*(CSR tensor|invariant check).*')
         index = torch.zeros(1, dtype=torch.long)
-        torch.sparse_csr_tensor(
-            index, index[:0], torch.empty(0), (0, 0), check_invariants=False
-        )
+        torch.sparse_csr_tensor(index, index[:0], torch.empty(0), (0, 0))
 
 
 def _torch_sparse(csr: list[Tensor], x: Tensor) -> Tensor:

@@ -173,7 +173,7 @@ def _judge(
         'interval': _span(own),
         'within': verdict,
         'within_by_model': {model: within(model) for model in values},
-        'reason': '' if verdict is not None or own is None else _reason(own, bound),
+        'reason': _reason(kind, own, bound) if own and verdict is None else '',
     }
 
 
@@ -184,7 +184,7 @@ def _span(found: Mapping[str, Any] | None) -> list[float] | None:
     return ends
 
 
-def _reason(found: Mapping[str, Any], bound: float) -> str:
+def _reason(kind: str, found: Mapping[str, Any], bound: float) -> str:
     r"""Returns why a difference can't be told from the tolerance, in plain words."""
     span, num = _span(found), found.get('num_examples')
     if span is None and num is None:
@@ -202,8 +202,8 @@ def _reason(found: Mapping[str, Any], bound: float) -> str:
         )
     low, high = span
     text = (
-        f'Chance alone can move the difference between {_signed(low)} and '
-        f'{_signed(high)} percentage points.'
+        f'The difference may be anything from {_signed(low)} to {_signed(high)} '
+        f'{"%" if kind == "retain" else "percentage points"}.'
     )
     ratio = ((high - low) / 2 / max(bound, 1e-9)) ** 2
     if ratio <= 1:

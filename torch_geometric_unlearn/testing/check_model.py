@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch_geometric.data import HeteroData
+from torch_geometric.utils import is_sparse, to_edge_index
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.loader import TripletLoader
 from torch_geometric_unlearn.metrics import embed
+from torch_geometric_unlearn.nn import RecommenderAdapter
+from torch_geometric_unlearn.nn.models.kept import kept_structure
 from torch_geometric_unlearn.transforms import DropForgotten, ForgetInteractions
 from torch_geometric_unlearn.unlearn.branch_scaling import branch_names
 from torch_geometric_unlearn.utils.mode import evaluating
@@ -18,10 +23,12 @@ from ._snapshot import assert_same, snapshot
 def check_model(model: Any, data: HeteroData) -> None:
     r"""Checks the model contract.
 
-    The graph holds exactly the training interactions that are not marked; deletion
-    leaves no stale state; embeddings have the right shapes, are finite and
-    reproducible; the loss is a finite scalar with gradients; branches are a partition;
-    tables have a row per node; inputs stay as they were.
+    The graph holds exactly the training interactions that are not marked; the model
+    keeps nothing of the interactions beside it, as far as that can be found
+    (:meth:`~torch_geometric_unlearn.nn.models.kept.kept_structure`), so that a deletion
+    leaves no stale state, whatever graph it has seen before; embeddings have the right
+    shapes, are finite and reproducible; the loss is a finite scalar with gradients;
+    branches are a partition; tables have a row per node; inputs stay as they were.
 
     Args:
         model (torch.nn.Module): The model.
@@ -35,7 +42,8 @@ def check_model(model: Any, data: HeteroData) -> None:
         >>> data = SyntheticMultimodal('tiny')[0]
         >>> check_model(MGCN.from_data(data, hidden_channels=8), data)
     """
-    before = snapshot(data)
+    before, unused = snapshot(data), copy.deepcopy(model)
+    _refresh(model, data)
     parameters = {k: v.clone() for k, v in model.state_dict().items()}
     graph = model.build_graph(data)
     user_emb, item_emb = embed(model, graph)
@@ -54,6 +62,8 @@ def check_model(model: Any, data: HeteroData) -> None:
             'Two forward passes in evaluation mode must agree'
         )
     _check_deletion(model, data)
+    _check_order(model, unused, data)
+    _check_kept(model, data)
     _check_loss(model, graph, data)
     branch_names(model)  # Raises if the branches are no partition.
     num_nodes = {'user': sizes[0], 'item': sizes[1], 'node': sum(sizes)}
@@ -62,10 +72,31 @@ def check_model(model: Any, data: HeteroData) -> None:
             f"A table of '{table.rows}' rows must have {num_nodes[table.rows]} of them"
         )
     assert_same(before, snapshot(data), 'The data of a model')
-    for name, value in model.state_dict().items():
-        assert torch.equal(parameters[name], value), (
+    _check_kept(model, data)  # Once more, after all that may have left something.
+    _refresh(model, data)
+    state = model.state_dict()
+    for name in {**parameters, **state}:
+        assert name in state, f"Neither forward pass nor loss may remove '{name}'"
+        assert name in parameters, f"Neither forward pass nor loss may add '{name}'"
+        assert _equal(parameters[name], state[name]), (
             f"Neither forward pass nor loss may change '{name}'"
         )
+
+
+def _refresh(model: Any, data: HeteroData) -> None:
+    if isinstance(model, RecommenderAdapter):
+        model.refresh(data)
+
+
+def _equal(x: Tensor, y: Tensor) -> bool:
+    if not is_sparse(x):
+        return torch.equal(x, y)
+    return all(map(torch.equal, to_edge_index(x), to_edge_index(y)))
+
+
+def _check_kept(model: Any, data: HeteroData) -> None:
+    reason = kept_structure(model, data)
+    assert not reason, f'The model must keep nothing of the interactions: {reason}'
 
 
 def _check_deletion(model: Any, data: HeteroData) -> None:
@@ -81,6 +112,17 @@ def _check_deletion(model: Any, data: HeteroData) -> None:
     for a, b in zip(embed(model, graph), embed(model, dropped)):
         assert torch.allclose(a, b, atol=1e-6), (
             'Marked and deleted interactions must give the same embeddings'
+        )
+
+
+def _check_order(model: Any, unused: Any, data: HeteroData) -> None:
+    half = ForgetInteractions(data[schema.EDGE_TYPE].edge_index[:, ::2])(data)
+    graph = model.build_graph(half)
+    expected = embed(unused, unused.build_graph(half))
+    for a, b in zip(embed(model, graph), expected):
+        assert torch.allclose(a, b, atol=1e-6), (
+            'A model that has seen more interactions must give the same embeddings as '
+            'one that has not. It must keep nothing of a graph'
         )
 
 

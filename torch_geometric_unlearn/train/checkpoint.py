@@ -13,6 +13,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.data.request import Request, is_erased
 from torch_geometric_unlearn.nn.models.base import (
     Recommender,
     RecommenderLike,
@@ -25,7 +26,7 @@ from torch_geometric_unlearn.nn.models.mig_gt import MIGGT
 from torch_geometric_unlearn.utils.digest import content_digest, tensor_digest
 from torch_geometric_unlearn.utils.seed import isolated_seed
 from torch_geometric_unlearn.utils.tensor_file import load_tensors, save_tensors
-from torch_geometric_unlearn.utils.versions import versions
+from torch_geometric_unlearn.utils.versions import package_versions
 
 #: Version of the header; 1 had a class name only.
 FORMAT = 2
@@ -52,15 +53,32 @@ def save_model(
             training pairs, ids and features are kept, so that :meth:`load_model` can
             tell other data. (default: :obj:`None`)
 
+    Raises:
+        TypeError: If the state of the model holds something else than tensors.
+        ValueError: If it holds nothing.
+        OSError: If the file can't be written.
+
     Example:
         >>> save_model(model, 'mgcn.safetensors', {'epoch': 28}, data=data)
         >>> load_model(MGCN.from_data(data), 'mgcn.safetensors', data=data)
         {'epoch': 28}
     """
+    state = model.state_dict()
+    if not state:
+        raise ValueError(
+            f"'model' must have parameters or buffers (got '{type(model).__name__}' "
+            f'without any). Nothing of it would be saved.'
+        )
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"'{name}' in the state of the model must be a tensor to be saved (got "
+                f"'{type(value).__name__}'). Keep it as a buffer."
+            )
     header = model_record(model) | {'meta': meta or {}}
     if data is not None:
         header['data'] = data_record(data)
-    save_tensors(path, model.state_dict(), header)
+    save_tensors(path, state, header)
 
 
 @overload
@@ -186,7 +204,7 @@ def model_record(model: RecommenderLike) -> dict[str, Any]:
         'model': type(model).__name__,
         'class': [type(model).__module__, type(model).__qualname__],
         'modules': modules,
-        'versions': versions(),
+        'versions': package_versions(),
     }
 
 
@@ -195,8 +213,7 @@ def data_record(data: HeteroData) -> dict[str, str]:
     schema.validate(data)
     out = {'training pairs': fingerprint(data)}
     for node_type in (schema.USER, schema.ITEM):
-        ids = data[node_type].get('raw_id')
-        out[f'{node_type} ids'] = '' if ids is None else _ids_digest(ids, node_type)
+        out[f'{node_type} ids'] = _ids_digest(data, node_type)
     for name, x in schema.features(data).items():
         out[f"features '{name}'"] = tensor_digest([x])
     return out
@@ -217,7 +234,7 @@ def check_model(
             else than the model, those of :obj:`model`.
         model (torch.nn.Module): The model.
         path (str or Path): The name of the file.
-        any_type (bool, optional): Whether data types may differ.
+        any_type (bool, optional): Whether floating point types may differ.
             (default: :obj:`False`)
     """
     own = model.state_dict()
@@ -225,8 +242,8 @@ def check_model(
     for name in sorted(set(own) | set(tensors)):
         pair = [state.get(name) for state in (tensors, own)]
         shapes = ['missing' if x is None else str(list(x.shape)) for x in pair]
-        types = ['missing' if x is None else str(x.dtype) for x in pair]
-        found = shapes if any_type or shapes[0] != shapes[1] else types
+        types = ['missing' if x is None else _type_name(x, any_type) for x in pair]
+        found = shapes if shapes[0] != shapes[1] else types
         if found[0] != found[1]:
             details.append(_differs(f"'{name}'", *found))
     saved = header.get('model', '')
@@ -271,6 +288,10 @@ def _other_arguments(saved: dict[str, Any], own: dict[str, Any]) -> list[str]:
     return out
 
 
+def _type_name(x: Tensor, any_type: bool) -> str:
+    return 'floating point' if any_type and x.is_floating_point() else str(x.dtype)
+
+
 def _differs(what: str, saved: Any, own: Any) -> str:
     return f'{what} is {saved} in the file and {own} in the model'
 
@@ -309,7 +330,8 @@ def _check_data(
         raise ValueError(
             f"'{path}' belongs to other data: {', '.join(differing)} differ. Rows "
             f'belong to positions, so they would be given to others. Pass the data '
-            f'that the model was saved with.'
+            f'that the model was saved with (pairs that are marked as forgotten count '
+            f'as deleted).'
         )
 
 
@@ -336,9 +358,18 @@ def _build(
         ) from error
 
 
-def _ids_digest(ids: Any, node_type: str) -> str:
+def _ids_digest(data: HeteroData, node_type: str) -> str:
+    r"""Returns a hash of an id map in which deleted ids are equal, marked or erased."""
+    ids = data[node_type].get('raw_id')
+    if ids is None:
+        return ''
     ids = ids.tolist() if isinstance(ids, (Tensor, np.ndarray)) else list(ids)
     ids = [i.item() if isinstance(i, np.generic) else i for i in ids]
+    request = Request.of(data)
+    gone = request.users if node_type == schema.USER else request.items
+    for index in gone.tolist():
+        ids[index] = None
+    ids = [None if is_erased(raw) else raw for raw in ids]
     return content_digest(ids, f"data['{node_type}'].raw_id")[:16]
 
 

@@ -388,6 +388,14 @@ class _Run:
         for state in (groups['model'], groups['best'] or groups['model']):
             check_model(header, state, self.model, path)
         self._check_optimizer(groups['adam'], path)
+        try:
+            set_random_states(tensors, self.loader.generator, self.device)
+            self.result = FitResult(**header['result'])
+            self.num_bad, self.stopped = header['num_bad'], header['stopped']
+        except (LookupError, TypeError, RuntimeError) as error:
+            raise ValueError(
+                f"'{path}' is damaged ({error}). Start a new run with another file."
+            ) from error
         self.model.load_state_dict(groups['model'])
         self.best_state = {
             k: v.to(self.device) for k, v in groups['best'].items()
@@ -396,9 +404,6 @@ class _Run:
             kind, _, name = key.partition('/')
             value = value if kind == 'step' else value.to(self.device)
             self.optimizer.state[self.parameters[name]][kind] = value
-        set_random_states(tensors, self.loader.generator, self.device)
-        self.result = FitResult(**header['result'])
-        self.num_bad, self.stopped = header['num_bad'], header['stopped']
 
     def _check_optimizer(
         self, state: dict[str, Tensor], path: str | os.PathLike[str]

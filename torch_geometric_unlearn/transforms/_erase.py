@@ -2,7 +2,6 @@ r"""Erases what data hold of deleted users and items beside their interactions."
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
@@ -15,6 +14,7 @@ from torch_geometric.data.storage import EdgeStorage, NodeStorage
 from torch_geometric.typing import EdgeType
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.data.request import erased_id
 
 from ._edge_attrs import edge_attrs, select_edges
 
@@ -195,7 +195,7 @@ def _zeroed(x: Tensor, mask: Tensor) -> Tensor:
 def _renamed(ids: Any, mask: Tensor) -> list[Any]:
     r"""Returns the ids with random tokens, which tell nothing, for deleted nodes."""
     return [
-        f'erased-{secrets.token_hex(8)}' if lost else _plain(raw)
+        erased_id() if lost else _plain(raw)
         for raw, lost in zip(ids, mask.tolist())
     ]
 

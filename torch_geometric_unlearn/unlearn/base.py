@@ -13,7 +13,13 @@ from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import Request
-from torch_geometric_unlearn.nn.models.base import RecommenderLike
+from torch_geometric_unlearn.nn import RecommenderAdapter
+from torch_geometric_unlearn.nn.models.base import RecommenderLike, half_precision
+from torch_geometric_unlearn.nn.models.kept import (
+    held_interactions,
+    is_foreign,
+    kept_structure,
+)
 from torch_geometric_unlearn.transforms import DropForgotten
 from torch_geometric_unlearn.utils.finite import all_finite
 from torch_geometric_unlearn.utils.mode import copy_modes
@@ -75,7 +81,9 @@ class Unlearner(ABC):
     :obj:`unlearner(model, data)` takes a trained model and the data with a request
     marked in it, and returns an :class:`UnlearnResult`. Neither input is modified, and
     the same seed gives the same result. A request that marks nothing is a no-op.
-    Requests from several threads are served one after the other.
+    Requests from several threads are served one after the other; code of your own that
+    draws from torch's global generators in another thread meanwhile takes numbers from
+    them (:meth:`~torch_geometric_unlearn.utils.seed.isolated_seed` waits its turn).
 
     A method implements :meth:`_unlearn`, and :meth:`supports` if it can't serve every
     model that meets the model contract.
@@ -89,6 +97,12 @@ class Unlearner(ABC):
     #: Whether the method has something to do for users and items that a request names
     #: although they have no training pair (any more). For others this is a no-op.
     serves_nodes: bool = False
+    #: Whether the result goes on from the given model, rather than from fresh ones on
+    #: what is left, so that the model must keep nothing of the interactions.
+    continues: bool = True
+
+    #: Whether the method takes no steps that half precision would swallow.
+    serves_half: bool = False
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = check_seed(seed)
@@ -112,6 +126,12 @@ class Unlearner(ABC):
         missing = [name for name in _CONTRACT if not hasattr(model, name)]
         if missing:
             return False, f"'{type(model).__name__}' lacks {missing} of the contract"
+        coarse = half_precision(model)
+        if coarse is not None and not self.serves_half:
+            return False, (
+                f'it is {coarse}, too coarse for the steps of this method. Convert the '
+                f"model with '.float()' and back afterwards"
+            )
         return True, ''
 
     def __call__(
@@ -131,8 +151,10 @@ class Unlearner(ABC):
         Raises:
             ValueError: If the deletion would not reach all that may name the deleted
                 (see :class:`~torch_geometric_unlearn.transforms.DropForgotten`), the
-                method does not support the model or the request, or a
-                parameter of the model is not finite.
+                method does not support the model or the request, a parameter of the
+                model is not finite, or the model keeps interactions where no deletion
+                reaches them (see
+                :meth:`~torch_geometric_unlearn.nn.models.kept.kept_structure`).
             FloatingPointError: If a parameter of the result is not.
         """
         meter = ResourceMeter(next(model.parameters()).device)
@@ -146,11 +168,13 @@ class Unlearner(ABC):
             ok, reason = self.supports(model, data)
             if not ok:
                 raise ValueError(f'{self} cannot serve this request: {reason}')
+            request = Request.of(data)
+            if self.continues and request.pairs.numel() and is_foreign(model):
+                _refuse(model, kept_structure(model, data))
             out = copy.deepcopy(model)
             copy_modes(model, out)  # Another thread may be looking at the model.
             retained = (drop or DropForgotten())(data)
             history: list[dict[str, Any]] = []
-            request = Request.of(data)
             if request.pairs.numel() or (self.serves_nodes and not request.is_empty):
                 out, history = self._unlearn(out, data, retained)
                 if name := _not_finite(out):
@@ -161,6 +185,11 @@ class Unlearner(ABC):
                     )
                 copy_modes(model, out)
             out.zero_grad(set_to_none=True)  # Gradients tell of deleted rows as well.
+            if isinstance(out, RecommenderAdapter):
+                out.refresh(retained)
+            if not self.continues and request.pairs.numel() and is_foreign(out):
+                pairs = data[schema.EDGE_TYPE].edge_index
+                _refuse(out, held_interactions(out, pairs, request.pairs, data))
             touched, shift = _compare(model, out)
         return UnlearnResult(
             model=out,
@@ -211,6 +240,14 @@ class Unlearner(ABC):
     def __repr__(self) -> str:
         args = [f'{name}={value!r}' for name, value in self._settings().items()]
         return f'{self.__class__.__name__}({", ".join(args)})'
+
+
+def _refuse(model: RecommenderLike, reason: str) -> None:
+    if reason:
+        raise ValueError(
+            f"'{type(model).__name__}' must keep nothing of the interactions, or "
+            f'deleted ones would live on in it: {reason}.'
+        )
 
 
 def _not_finite(model: RecommenderLike) -> str:

@@ -9,7 +9,7 @@ from torch_geometric.data import HeteroData
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.metrics import embed
 from torch_geometric_unlearn.nn.models import EmbeddingTable
-from torch_geometric_unlearn.nn.models.base import RecommenderLike
+from torch_geometric_unlearn.nn.models.base import RecommenderLike, half_precision
 from torch_geometric_unlearn.ops import SparseOperator, spmm
 from torch_geometric_unlearn.utils.check import check_float, check_int
 from torch_geometric_unlearn.utils.seed import generator
@@ -80,6 +80,8 @@ class COVA(Unlearner):
         EmbeddingTable(100, 60, hidden_channels=60)
     """
 
+    serves_half = True
+
     def __init__(
         self,
         alpha: float = 35.0,
@@ -113,9 +115,8 @@ class COVA(Unlearner):
         u1, u2, u3 = u.chunk(3)
         scale = s.sqrt()
         new_user = (u3 - self.alpha * (u1 - u2) - self.beta * (u3 - u1)) * scale
-        return EmbeddingTable(
-            new_user.to(user_emb.dtype), (v * scale).to(item_emb.dtype)
-        ), []
+        dtype = half_precision(model) or user_emb.dtype
+        return EmbeddingTable(new_user.to(dtype), (v * scale).to(dtype)), []
 
 
 class ScoreStack:

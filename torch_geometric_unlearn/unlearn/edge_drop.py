@@ -23,6 +23,8 @@ class EdgeDrop(Unlearner):
         0.0
     """
 
+    serves_half = True
+
     def _unlearn(
         self, model: RecommenderLike, data: HeteroData, retained: HeteroData
     ) -> tuple[RecommenderLike, list[dict[str, Any]]]:

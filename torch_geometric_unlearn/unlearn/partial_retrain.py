@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
@@ -174,11 +173,6 @@ class PartialRetrain(Unlearner):
                 return (
                     "a table is frozen ('requires_grad' is False), so its rows can't "
                     'be trained again. Unfreeze it'
-                )
-            if table.parameter.dtype not in (torch.float32, torch.float64):
-                return (
-                    f"a table is {table.parameter.dtype}, too coarse for Adam's steps. "
-                    f"Convert the model with '.float()' and back afterwards"
                 )
         known = {id(table.parameter) for table in tables}
         if self.shared_lr > 0 and all(id(p) in known for p in model.parameters()):

@@ -32,6 +32,8 @@ class Retrain(Unlearner):
     """
 
     exact = True
+    serves_half = True
+    continues = False
     serves_nodes = True
 
     def __init__(

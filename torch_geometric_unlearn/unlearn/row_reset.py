@@ -43,6 +43,7 @@ class RowReset(Unlearner):
         self.init = init
 
     serves_nodes = True
+    serves_half = True
 
     def supports(self, model: RecommenderLike, data: HeteroData) -> tuple[bool, str]:
         ok, reason = super().supports(model, data)
@@ -91,8 +92,9 @@ def draw_rows(
         if table.is_raw:
             continue
         _, rows = table.locate(nodes, num_users)
-        fresh = torch.empty_like(table.parameter)
+        # The same draw in every precision.
+        fresh = torch.empty_like(table.parameter, dtype=torch.float32)
         (init or table.init)(fresh)
         rows = rows.to(fresh.device)
-        table.parameter[rows] = fresh[rows]
+        table.parameter[rows] = fresh[rows].to(table.parameter.dtype)
 

@@ -141,6 +141,8 @@ class UltraRE(Unlearner):
     """
 
     exact = True
+    serves_half = True
+    continues = False
 
     def __init__(
         self,

@@ -29,7 +29,7 @@ def evaluating(model: Any) -> Iterator[None]:
     mode back after it, so that a part that is frozen in evaluation mode stays so.
 
     Several threads may look at one model at the same time: it stays in evaluation mode
-    until the last of them has left.
+    until the last of them has left. But none may train it meanwhile.
     """
     modules = list(model.modules())
     with _lock:

@@ -32,7 +32,13 @@ def save_tensors(
         meta (dict): The header.
     """
     header = {_HEADER: json.dumps(meta)}
-    flat = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    flat, storages = {}, set()
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        storage = value.untyped_storage().data_ptr()
+        # The format knows no tensors that share memory.
+        flat[name] = value.clone() if storage in storages else value
+        storages.add(storage)
     content = save(flat, metadata=header)
     make_folder(os.path.dirname(os.fspath(path)) or '.')
     atomic_save(lambda file: file.write(content), path, len(content))

@@ -3,7 +3,6 @@ from __future__ import annotations
 import platform
 import subprocess
 from contextlib import suppress
-from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -19,15 +18,22 @@ def versions() -> dict[str, str]:
     device = _processor()
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()
+    threads = str(torch.get_num_threads())
+    return package_versions() | {
+        'device': device,
+        'num_threads': threads,
+        'git': _git_hash(),
+    }
+
+
+def package_versions() -> dict[str, str]:
+    r"""Returns the versions of the packages that a file was written with."""
     return {
         'torch_geometric_unlearn': import_module(_PACKAGE).__version__,
         'torch': torch.__version__,
         'torch_geometric': torch_geometric.__version__,
         'numpy': numpy.__version__,
         'python': platform.python_version(),
-        'device': device,
-        'num_threads': str(torch.get_num_threads()),
-        'git': _git_hash(),
     }
 
 
@@ -39,7 +45,6 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-@cache
 def _git_hash() -> str:
     r"""Returns the commit of the package's own checkout, or nothing."""
     package = Path(__file__).parents[1]

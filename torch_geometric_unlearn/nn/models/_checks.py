@@ -3,11 +3,20 @@ r"""Checks that multimodal models share."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
+import torch
+from torch import Tensor
 from torch.nn import ModuleDict
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.utils.finite import (
+    HALF,
+    NotFiniteError,
+    all_finite,
+    bad_rows,
+)
 
 
 def check_modalities(names: Iterable[str], argument: str, model: str) -> list[str]:
@@ -63,3 +72,43 @@ def check_sizes(
             raise ValueError(
                 f"The model needs 'x_{name}' with {size} channels (got {found})"
             )
+
+
+def read_embeddings(
+    model: Any, x: Tensor, what: str, side: int, edge_index: Tensor, name: str = 'model'
+) -> Tensor:
+    r"""Returns what a model has computed if it is finite, half precision as float32.
+
+    Args:
+        model (torch.nn.Module): The model.
+        x (torch.Tensor): A row per user or item.
+        what (str): What an error calls it.
+        side (int): 0 for users, 1 for items.
+        edge_index (torch.Tensor): The interactions that the model looked at, int64
+            :obj:`[2, E]`.
+        name (str, optional): What an error calls the model.
+            (default: :obj:`'model'`)
+
+    Raises:
+        ValueError: If it is not finite; says in which rows, and whether they have an
+            empty history, whose mean is NaN.
+    """
+    if all_finite([x]):
+        return x.float() if x.dtype in HALF else x
+    rows, kind = bad_rows(x), ('user', 'item')[side]
+    shown = ', '.join(map(str, rows[:5].tolist()))
+    shown += ', ...' if rows.numel() > 5 else ''
+    got = f'NaN or infinity in {rows.numel():,} of {x.size(0):,} rows: {shown}'
+    advice = 'Go back to an intact checkpoint, or look for the layer that gives it.'
+    if x.dtype in HALF:
+        advice = f"{x.dtype} overflows early: convert the model with '.float()'."
+    is_idle = not torch.isin(rows, edge_index[side].cpu()).any()
+    if is_idle and x[rows.to(x.device)].isnan().any(dim=1).all():
+        advice = (
+            f'None of these {kind}s has an interaction in the graph, and the mean '
+            f'of an empty history is NaN: give an empty history a zero vector.'
+        )
+    raise NotFiniteError(
+        f"'{name}' ({type(model).__name__}) must give finite {what} (got {got}). "
+        f'{advice}'
+    )

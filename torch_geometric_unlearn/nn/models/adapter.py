@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import inspect
-import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import Embedding
 from torch_geometric.data import HeteroData
-from torch_geometric.nn import LightGCN
+from torch_geometric.nn import LightGCN, MessagePassing
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.nn.functional import bpr_loss
+from torch_geometric_unlearn.ops.spmm import consume_beta_warning
 from torch_geometric_unlearn.transforms.drop_forgotten import drop_forgotten
 from torch_geometric_unlearn.utils.check import (
     check_bool,
@@ -22,6 +23,7 @@ from torch_geometric_unlearn.utils.check import (
     check_float,
     check_int,
 )
+from torch_geometric_unlearn.utils.seed import one_at_a_time
 
 from ._checks import check_sizes
 from .base import Recommender, Table, Triplets
@@ -57,11 +59,11 @@ class InteractionGraph:
         rowptr = row.new_zeros(num_nodes + 1)
         torch.cumsum(row.bincount(minlength=num_nodes), 0, out=rowptr[1:])
         value = torch.ones(code.numel(), device=code.device)
-        with warnings.catch_warnings():  # Said once a process; nobody can act on it.
-            warnings.filterwarnings('ignore', '.*(CSR tensor|invariant check).*')
-            return torch.sparse_csr_tensor(
-                rowptr, code % num_nodes, value, (num_nodes, num_nodes)
-            )
+        size = (num_nodes, num_nodes)
+        consume_beta_warning()
+        return torch.sparse_csr_tensor(
+            rowptr, code % num_nodes, value, size, check_invariants=False
+        )
 
     def to(self, device: torch.device | str) -> InteractionGraph:
         r"""Returns the graph on another device."""
@@ -73,9 +75,17 @@ class RecommenderAdapter(Recommender):
     r"""Makes a recommender of any module that yields user and item embeddings,
     :class:`torch_geometric.nn.LightGCN` among them, without touching its code.
 
-    The module stays as it is in :obj:`module`. The callables below must work on the
-    arguments that they are given rather than on variables around them, because an
-    unlearner works on a copy of the model.
+    The module stays as it is in :obj:`module`, but for layers of PyG that are built
+    with :obj:`cached=True`: they would keep the first graph that they see, and are set
+    to :obj:`cached=False`. The callables below must work on the arguments that they are
+    given rather than on variables around them, because an unlearner works on a copy of
+    the model.
+
+    A module must keep nothing else of the interactions either, such as a normalised
+    matrix from its constructor or the result of an earlier call, or deleted ones would
+    live on in it. If it must, give :obj:`rebuild`. Before every request, unlearners
+    look for what is kept, as :meth:`~torch_geometric_unlearn.testing.check_model` does,
+    and refuse the model with the place where it is.
 
     Args:
         module (torch.nn.Module): The module.
@@ -108,6 +118,11 @@ class RecommenderAdapter(Recommender):
             (default: :obj:`None`)
         weight_decay (float, optional): Weight of the norm in the default loss.
             (default: :obj:`0.0`)
+        rebuild (callable, optional): :obj:`rebuild(module, graph)` makes all that the
+            module keeps of the interactions anew from those of the graph. It is called
+            before the module is used with another graph than the last time, or one
+            whose :obj:`edge_index` was written to. Threads then use the model one at a
+            time. (default: :obj:`None`)
 
     Shapes:
         - **output:** user embeddings :math:`(N_{user}, H)`, item embeddings
@@ -120,7 +135,7 @@ class RecommenderAdapter(Recommender):
             must be given.
 
     Example:
-        >>> from torch_geometric.nn import LightGCN
+        >>> from torch_geometric.nn import LightGCN, MessagePassing
         >>> sizes = data['user'].num_nodes, data['item'].num_nodes
         >>> lightgcn = RecommenderAdapter(LightGCN(sum(sizes), 16, 2), *sizes)
         >>> result = fit(lightgcn, data, num_epochs=2)
@@ -138,6 +153,7 @@ class RecommenderAdapter(Recommender):
         branches: Mapping[str, Sequence[str]] | None = None,
         tables: Sequence[Table] | None = None,
         weight_decay: float = 0.0,
+        rebuild: Callable[[Any, Any], Any] | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(module, torch.nn.Module):
@@ -150,7 +166,12 @@ class RecommenderAdapter(Recommender):
                 f"'module' must have a parameter that requires gradients (got "
                 f"'{_kind(module)}' without any). There is nothing to train or unlearn."
             )
-        given = {'embed': embed, 'build_graph': build_graph, 'loss': loss}
+        given = {
+            'embed': embed,
+            'build_graph': build_graph,
+            'loss': loss,
+            'rebuild': rebuild,
+        }
         for name, function in given.items():
             if function is not None and not callable(function):
                 raise TypeError(f"'{name}' must be callable (got '{_kind(function)}')")
@@ -161,6 +182,9 @@ class RecommenderAdapter(Recommender):
         self._embed = _default_embed(module) if embed is None else embed
         self._build_graph = build_graph
         self._loss = loss
+        self._rebuild = rebuild
+        self._seen: tuple[Any, Any, int] | None = None
+        _switch_caches_off(module)
         # By name, so that they still hold for a copy of the model.
         self._branches = self._branch_names(branches or {})
         self._tables = self._named_tables(tables)
@@ -176,6 +200,7 @@ class RecommenderAdapter(Recommender):
         """
         data = schema.validate(data)
         check_sizes(data, self.num_users, self.num_items, {})
+        _switch_caches_off(self.module)
         edge_index = schema.retained_edge_index(data)
         if self._build_graph is None:
             graph: Any = InteractionGraph(edge_index, self.num_users, self.num_items)
@@ -184,8 +209,49 @@ class RecommenderAdapter(Recommender):
             self._check_graph(graph, edge_index)
         return graph.to(next(self.module.parameters()).device)
 
+    def refresh(self, data: HeteroData) -> None:
+        r"""Has the module keep nothing but the interactions that are not marked as
+        forgotten, if :obj:`rebuild` was given.
+        """
+        if self._rebuild is not None:
+            with one_at_a_time():
+                self._follow(self.build_graph(data))
+
+    def _follow(self, graph: Any) -> None:
+        assert self._rebuild is not None
+        if not self._is_seen(graph):
+            self._seen = None
+            # What is made here has to serve training as well.
+            with torch.inference_mode(False), torch.no_grad():
+                self._rebuild(self.module, graph)
+            try:  # Without keeping the graph.
+                edge_index = graph.edge_index
+                refs = weakref.ref(graph), weakref.ref(edge_index)
+                self._seen = *refs, edge_index._version
+            except (RuntimeError, TypeError):
+                pass  # It can't be told from others, and counts as new every time.
+
+    def _is_seen(self, graph: Any) -> bool:
+        if self._seen is None:
+            return False
+        own, edge_index, version = self._seen
+        return (
+            own() is graph
+            and edge_index() is graph.edge_index
+            and version == graph.edge_index._version
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {'_seen': None}  # A copy makes its own anew.
+
     def forward(self, graph: Any) -> tuple[Tensor, Tensor]:
-        out = self._embed(self.module, graph)
+        if self._rebuild is None:
+            return self._split(self._embed(self.module, graph))
+        with one_at_a_time():
+            self._follow(graph)
+            return self._split(self._embed(self.module, graph))
+
+    def _split(self, out: Any) -> tuple[Tensor, Tensor]:
         sizes = [self.num_users, self.num_items]
         if isinstance(out, Tensor) and out.dim() == 2 and out.size(0) == sum(sizes):
             user_emb, item_emb = out.split(sizes)
@@ -206,7 +272,11 @@ class RecommenderAdapter(Recommender):
     def loss(self, graph: Any, batch: Triplets) -> Tensor:
         r"""Returns the given loss, or BPR with the regulariser."""
         if self._loss is not None:
-            return self._loss(self, graph, batch)
+            if self._rebuild is None:
+                return self._loss(self, graph, batch)
+            with one_at_a_time():
+                self._follow(graph)
+                return self._loss(self, graph, batch)
         user_emb, item_emb = self(graph)
         user = user_emb.index_select(0, batch.user)
         pos = item_emb.index_select(0, batch.pos_item)
@@ -355,9 +425,13 @@ def _default_embed(module: torch.nn.Module) -> Callable[[Any, Any], Any]:
 def _embed_sparse(module: Any, graph: Any) -> Any:
     if torch.compiler.is_compiling():  # PyG can't trace the sparse path.
         return module.get_embedding(graph.adj)
+    dtype = module.embedding.weight.dtype
+    if dtype not in (torch.float32, torch.float64):  # There are no such products.
+        return module.get_embedding(graph.adj)
+    adj = graph.adj_t if dtype == torch.float32 else graph.adj_t.to(dtype)
     # There are no sparse products in bfloat16; gather and scatter stay in float32 too.
     with torch.autocast(graph.edge_index.device.type, enabled=False):
-        return module.get_embedding(graph.adj_t)
+        return module.get_embedding(adj)
 
 
 def _embed_method(module: Any, graph: Any) -> Any:
@@ -370,6 +444,15 @@ def _embed_forward(module: Any, graph: Any) -> Any:
 
 def _embed_free(module: Any, graph: Any) -> Any:
     return module()
+
+
+def _switch_caches_off(module: torch.nn.Module) -> None:
+    for layer in module.modules():
+        if isinstance(layer, MessagePassing) and getattr(layer, 'cached', False):
+            layer.cached = False
+            cached = [name for name in vars(layer) if name.startswith('_cached')]
+            for name in cached:
+                setattr(layer, name, None)
 
 
 def _kind(value: Any) -> str:

@@ -14,6 +14,8 @@ from torch_geometric_unlearn.utils.ids import check_ids, check_pair_ids
 from torch_geometric_unlearn.utils.mode import evaluating
 from torch_geometric_unlearn.utils.topk import topk_items
 
+from ._checks import read_embeddings
+
 
 class Triplets(NamedTuple):
     r"""A training batch: every positive pair with one negative item.
@@ -107,6 +109,14 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, dict):
         return all(isinstance(k, str) and _is_plain(v) for k, v in value.items())
     return value is None or isinstance(value, (bool, int, float, str))
+
+
+def half_precision(model: RecommenderLike) -> torch.dtype | None:
+    r"""Returns the type of a parameter of a model that is trained in half precision;
+    :obj:`None` if there is none.
+    """
+    types = (p.dtype for p in model.parameters() if p.requires_grad)
+    return next((t for t in types if t in (torch.float16, torch.bfloat16)), None)
 
 
 class RowBranch(NamedTuple):
@@ -319,8 +329,11 @@ class Recommender(torch.nn.Module, ABC):
         check_graph(graph)
         with evaluating(self):
             user_emb, item_emb = self(graph)
+        pairs = graph.edge_index.to(user_emb.device)
+        user_emb = read_embeddings(self, user_emb, 'user embeddings', 0, pairs)
+        item_emb = read_embeddings(self, item_emb, 'item embeddings', 1, pairs)
         users = check_ids(users, user_emb.size(0), 'users').to(user_emb.device)
-        exclude = graph.edge_index if exclude is None else exclude
+        exclude = pairs if exclude is None else exclude
         sizes = user_emb.size(0), item_emb.size(0)
         exclude = check_pair_ids(exclude, *sizes, 'exclude').to(user_emb.device)
         check_choice(fallback, 'fallback', ('popular', 'model'))
@@ -331,7 +344,6 @@ class Recommender(torch.nn.Module, ABC):
             user_emb, item_emb, users, k, exclude, exclude_items, batch_size
         )
         if fallback == 'popular':
-            pairs = graph.edge_index.to(user_emb.device)
             lost = ~torch.isin(users, pairs[0])
             counts = pairs[1].bincount(minlength=sizes[1]).double()
             # Of equally popular ones the first.

@@ -46,7 +46,7 @@ class DeletionOperators(Recommender):
             operator = Linear(size, size, bias=False)
             torch.nn.init.eye_(operator.weight)
             self.operators[name] = operator
-        self.operators.to(nodes.device)
+        self.operators.to(nodes.device, next(model.parameters()).dtype)
 
     def build_graph(self, data: HeteroData) -> Any:
         return self.model.build_graph(data)

@@ -9,14 +9,10 @@ from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import without_request
-from torch_geometric_unlearn.utils.finite import (
-    HALF,
-    NotFiniteError,
-    all_finite,
-    bad_rows,
-)
+from torch_geometric_unlearn.utils.finite import all_finite
 from torch_geometric_unlearn.utils.mode import evaluating
 
+from ._checks import read_embeddings
 from .base import HasBranches, HasContent, RecommenderLike, check_graph
 
 
@@ -101,9 +97,8 @@ class Served:
                 an empty history, whose mean is NaN.
         """
         user_emb, item_emb = self._forward
-        return self._read('user embeddings', user_emb, 0), self._read(
-            'item embeddings', item_emb, 1
-        )
+        user_emb = self._read('user embeddings', user_emb, 0)
+        return user_emb, self._read('item embeddings', item_emb, 1)
 
     @property
     def is_finite(self) -> bool:
@@ -148,25 +143,8 @@ class Served:
         }
 
     def _read(self, what: str, x: Tensor, side: int) -> Tensor:
-        r"""Returns embeddings of users (side 0) or items (side 1) that are finite."""
-        if all_finite([x]):
-            return x.float() if x.dtype in HALF else x
-        rows, kind = bad_rows(x), ('user', 'item')[side]
-        shown = ', '.join(map(str, rows[:5].tolist()))
-        shown += ', ...' if rows.numel() > 5 else ''
-        got = f'NaN or infinity in {rows.numel():,} of {x.size(0):,} rows: {shown}'
-        advice = 'Go back to an intact checkpoint, or look for the layer that gives it.'
-        if x.dtype in HALF:
-            advice = f"{x.dtype} overflows early: convert the model with '.float()'."
-        if not torch.isin(rows, self.graph.edge_index[side].cpu()).any():
-            advice = (
-                f'None of these {kind}s has an interaction in the graph, and the mean '
-                f'of an empty history is NaN: give an empty history a zero vector.'
-            )
-        raise NotFiniteError(
-            f"'{self.name}' ({type(self.model).__name__}) must give finite {what} (got "
-            f'{got}). {advice}'
-        )
+        pairs = self.graph.edge_index
+        return read_embeddings(self.model, x, what, side, pairs, self.name)
 
     def _check(self, data: HeteroData) -> None:
         forgotten = schema.forgotten_edge_index(data).cpu()
