@@ -15,7 +15,7 @@ from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import Request, without_request
 from torch_geometric_unlearn.nn.models.base import RecommenderLike
 from torch_geometric_unlearn.nn.models.served import Served
-from torch_geometric_unlearn.train import fit
+from torch_geometric_unlearn.train.fit import fit
 from torch_geometric_unlearn.transforms import DropForgotten
 from torch_geometric_unlearn.utils.check import check_int
 from torch_geometric_unlearn.utils.finite import check_finite

@@ -1,4 +1,5 @@
-r"""Requests: how they come in, what holds of them, and whom new data must not bring back."""
+r"""Requests: how they come in, where they stand, and whom new data must not bring back.
+"""
 
 from __future__ import annotations
 
@@ -229,6 +230,12 @@ class Book:
                 self._lift('request = ?', number)
             ledger.event(now, to, request=number, who=who, why=why)
         return self.info(number)
+
+    def to_review(self, number: int, why: str) -> None:
+        r"""Lets a person look at a request that waits."""
+        with self.ledger.transaction():
+            self._set(number, 'review', why)
+            self.ledger.event(self.clock(), 'review', request=number, reason=why)
 
     def lift(self, level: str, raw: Any, who: str, why: str) -> None:
         r"""Lets a subject come back in new data: a new consent, a reinstated item.

@@ -1,5 +1,5 @@
-r"""What a new version must pass before it is served. A verdict follows from figures that
-are kept, so that anyone can recompute it.
+r"""What a new version must pass before it is served. A verdict follows from figures
+that are kept, so that anyone can recompute it.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor

@@ -1,5 +1,5 @@
-r"""Keyed digests of ids: for whoever lacks the key they tell nothing, and can't be found
-by trying.
+r"""Keyed digests of ids: for whoever lacks the key they tell nothing, and can't be
+found by trying.
 """
 
 from __future__ import annotations

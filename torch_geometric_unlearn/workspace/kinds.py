@@ -22,7 +22,7 @@ class Kind:
         days (int): Days from receipt to the default deadline.
         levels (tuple): What it may name.
         purges (bool): Whether old weights and data are destroyed once it is completed.
-        retrains (bool): Whether the model is trained from scratch rather than unlearned.
+        retrains (bool): Whether the model is trained from scratch, not unlearned.
     """
 
     name: str

@@ -3,7 +3,6 @@ r"""What a worker does: chooses a batch, unlearns it, and promotes what passes."
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn import unlearn
 from torch_geometric_unlearn.data import schema
-from torch_geometric_unlearn.data.request import Request
+from torch_geometric_unlearn.data.request import Request, is_erased
 from torch_geometric_unlearn.metrics.ranking import retained_ndcg
 from torch_geometric_unlearn.nn.models import Served
 from torch_geometric_unlearn.transforms import (
@@ -24,10 +23,10 @@ from torch_geometric_unlearn.transforms import (
 )
 from torch_geometric_unlearn.unlearn.base import UnlearnResult
 
-from . import gates
+from . import evidence, gates
 from .book import DAY, RequestInfo
-from .kinds import KINDS
 from .keys import decode
+from .kinds import KINDS
 
 if TYPE_CHECKING:
     from .workspace import Workspace
@@ -45,12 +44,15 @@ class Plan:
         requests (list): Numbers of the requests it serves.
         methods (list): Methods to try, one after the other.
         is_surge (bool): Whether a person has to look at the requests instead.
+        decides (bool): Whether it trains a model from scratch because the gates of
+            promoted ones could not be told before a deadline.
     """
 
     reason: str
     requests: list[int] = field(default_factory=list)
     methods: list[str] = field(default_factory=list)
     is_surge: bool = False
+    decides: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,17 @@ class Job:
 
 def plan(ws: Workspace) -> Plan:
     r"""Returns what is due."""
+    now, settings = ws.clock(), ws.settings
+    margin = DAY + _retrain_seconds(ws)
+    open_ = ws.ledger.row(
+        'SELECT MIN(r.due_at) AS due FROM request r JOIN job j ON j.id = r.job '
+        "WHERE r.state = 'probation' AND j.verdict = 'inconclusive'"
+    )
+    if open_ is not None and open_['due'] is not None and open_['due'] - margin <= now:
+        return Plan('gates could not be told before a deadline', decides=True)
     waiting = ws.book.requests('queued')
     if not waiting:
         return Plan('nothing is waiting')
-    now, settings = ws.clock(), ws.settings
     numbers = [info.id for info in waiting]
     marked = mark(ws, numbers)[0]
     request = Request.of(marked)
@@ -94,7 +103,6 @@ def plan(ws: Workspace) -> Plan:
             reason = f'surge: {share:.1%} of all interactions in a day'
             return Plan(reason, fresh, is_surge=True)
     methods = _methods(ws, waiting, num_pairs)
-    margin = DAY + ws.retrain_seconds
     first = min(info.due_at for info in waiting)
     oldest = min(info.received_at for info in waiting)
     rules = {
@@ -109,6 +117,24 @@ def plan(ws: Workspace) -> Plan:
     return Plan('nothing is due')
 
 
+def _retrain_seconds(ws: Workspace) -> float:
+    r"""Returns the seconds that the last retraining took, a day if there was none."""
+    row = ws.ledger.row(
+        "SELECT finished_at - created_at AS seconds FROM job WHERE state = 'done' AND "
+        "methods LIKE '%Retrain\"]' ORDER BY finished_at DESC LIMIT 1"
+    )
+    return DAY if row is None or row['seconds'] is None else row['seconds']
+
+
+def _undecided(ws: Workspace) -> list[dict[str, Any]]:
+    r"""Returns what earlier jobs have erased whose gates could not be told."""
+    rows = ws.ledger.rows(
+        "SELECT pairs FROM job WHERE verdict = 'inconclusive' AND pairs IS NOT NULL "
+        'ORDER BY finished_at'
+    )
+    return [json.loads(row['pairs']) for row in rows]
+
+
 def _was_reviewed(ws: Workspace, number: int) -> bool:
     sql = "SELECT 1 FROM review WHERE request = ? AND decision = 'queued'"
     return ws.ledger.row(sql, number) is not None
@@ -118,7 +144,7 @@ def _methods(ws: Workspace, waiting: list[RequestInfo], num_pairs: int) -> list[
     r"""Returns the chain of methods: from scratch where the budget is spent."""
     if any(KINDS[info.kind].retrains for info in waiting):
         return ['Retrain']
-    settings, service = ws.settings, ws.service
+    settings, service = ws.settings, ws.versions.service
     full = ws.ledger.row(
         'SELECT * FROM version WHERE is_full = 1 ORDER BY created_at DESC LIMIT 1'
     )
@@ -131,7 +157,7 @@ def _methods(ws: Workspace, waiting: list[RequestInfo], num_pairs: int) -> list[
     )
     assert since is not None
     erased = since['erased'] + num_pairs
-    total = ws.get_data(service['data'])[schema.EDGE_TYPE].edge_index.size(1)
+    total = ws.versions.get_data(service['data'])[schema.EDGE_TYPE].edge_index.size(1)
     spent = (
         since['updates'] >= settings.max_updates
         or erased > settings.max_erased * (total + since['erased'])
@@ -147,18 +173,25 @@ def mark(
     r"""Marks what requests name in the data in service, and returns it with what was
     found of every target, by request and digest.
     """
-    data = ws.get_data(ws.service['data'])
+    data = ws.versions.get_data(ws.versions.service['data'])
     outcomes: dict[tuple[int, str], str] = {}
     found: dict[str, list[Any]] = {'user': [], 'item': [], 'pair': []}
-    known = {kind: ws.internal(kind) for kind in (schema.USER, schema.ITEM)}
-    pairs = _all_pairs(data)
+    known = {kind: ws.versions.internal(kind) for kind in (schema.USER, schema.ITEM)}
+    parts = [data[schema.EDGE_TYPE].edge_index]
+    parts += [schema.held_out(data, split) for split in schema.SPLITS]
+    pairs, num_items = torch.cat(parts, dim=1), schema.num_items(data)
+    codes = schema.pair_codes(pairs, num_items).sort()[0]
     for target in ws.book.targets(numbers):
         level = target['level']
         raw = decode(level, target['raw'])
         ids: Any = None
         if level == 'pair':
             user, item = known['user'].get(raw[0]), known['item'].get(raw[1])
-            ids = (user, item) if (user, item) in pairs else None
+            if user is not None and item is not None:
+                code = torch.tensor([user * num_items + item])
+                place = int(torch.searchsorted(codes, code))
+                if place < codes.numel() and codes[place] == code:
+                    ids = user, item
         else:
             ids = known[level].get(raw)
         key = target['request'], target['digest']
@@ -181,26 +214,39 @@ def mark(
     return marked, outcomes
 
 
-def _all_pairs(data: HeteroData) -> set[tuple[int, int]]:
-    parts = [data[schema.EDGE_TYPE].edge_index]
-    parts += [schema.held_out(data, split) for split in schema.SPLITS]
-    return set(map(tuple, torch.cat(parts, dim=1).t().tolist()))
+def remark(before: HeteroData, after: HeteroData) -> HeteroData:
+    r"""Returns data with everything marked that later data lack, node by node and pair
+    by pair.
+    """
+    marked, num_items = before, schema.num_items(before)
+    for kind, request in ((schema.USER, ForgetUsers), (schema.ITEM, ForgetItems)):
+        old, new = before[kind].raw_id, after[kind].raw_id
+        gone = [i for i, raw in enumerate(old) if raw != new[i] and is_erased(new[i])]
+        if gone:
+            marked = request(gone)(marked)
+    kept = schema.pair_codes(after[schema.EDGE_TYPE].edge_index, num_items)
+    pairs = before[schema.EDGE_TYPE].edge_index
+    lost = pairs[:, ~torch.isin(schema.pair_codes(pairs, num_items), kept)]
+    return ForgetInteractions(lost)(marked) if lost.numel() else marked
 
 
 def run(ws: Workspace, batch: Plan) -> Job:
     r"""Serves a batch; after a crash, the same call goes on."""
-    ledger, service = ws.ledger, ws.service
+    ledger, service = ws.ledger, ws.versions.service
     text = [service['id'], service['data'], batch.requests, batch.methods]
     text += [ws.settings.method_args, ws.settings.fit_args, ws.settings.seed]
     job = sha256(json.dumps(text, sort_keys=True).encode()).hexdigest()[:16]
     with ledger.transaction():
         old = ledger.row('SELECT attempts FROM job WHERE id = ?', job)
         attempts = 1 if old is None else old['attempts'] + 1
+        ledger.write(
+            "UPDATE job SET state = 'left' WHERE state = 'running' AND id != ?", job
+        )
         if attempts > MAX_ATTEMPTS:
             return _give_up(ws, job, batch, 'a worker died three times')
         ledger.write(
             'INSERT INTO job VALUES (?, ?, ?, ?, ?, ?, ?, NULL, NULL, NULL) '
-            'ON CONFLICT (id) DO UPDATE SET attempts = attempts + 1',
+            "ON CONFLICT (id) DO UPDATE SET attempts = attempts + 1, state = 'running'",
             job,
             service['id'],
             json.dumps(batch.requests),
@@ -218,11 +264,11 @@ def run(ws: Workspace, batch: Plan) -> Job:
     if Request.of(marked).is_empty and not _named(marked):
         return _nothing(ws, job, batch, outcomes)
     verdicts: dict[str, dict[str, str]] = {}
-    parent = ws.get_model(service['id'])
+    parent = ws.versions.get_model(service['id'])
     for attempt, name in enumerate(batch.methods):
         result = _unlearner(ws, name, job)(parent, marked)
-        version = ws.store.put_model(result.model)
-        data = ws.store.put_data(result.data)
+        version = ws.versions.store.put_model(result.model)
+        data = ws.versions.store.put_data(result.data)
         found = _gates(ws, result, marked, parent, (version, data), batch.requests)
         verdicts[f'{attempt} {name}'] = {gate.name: gate.verdict for gate in found}
         with ledger.transaction():
@@ -242,7 +288,7 @@ def run(ws: Workspace, batch: Plan) -> Job:
                 full = retained_ndcg(
                     Served.of(result.model, result.data), result.data, ws.settings.k
                 )
-            ws.evidence_report(job, result, parent, marked)
+            evidence.write_job_report(ws, job, result, parent, marked)
             _promote(ws, job, batch, outcomes, (version, data), verdict, marked, full)
             return Job(job, verdict, version, verdicts, batch.requests)
     with ledger.transaction():
@@ -272,11 +318,11 @@ def _gates(
     numbers: list[int],
 ) -> list[gates.Gate]:
     version, data = names
-    k, watermark = ws.settings.k, ws.service['watermark']
+    k, watermark = ws.settings.k, ws.versions.service['watermark']
     served = Served.of(result.model, result.data)
     files = {
-        'model file': ws.store.model_path(version).read_bytes(),
-        'data file': ws.store.data_path(data).read_bytes(),
+        'model file': ws.versions.store.model_path(version).read_bytes(),
+        'data file': ws.versions.store.data_path(data).read_bytes(),
     }
     ids = [
         raw
@@ -284,8 +330,8 @@ def _gates(
         if row['level'] != 'pair'
         and isinstance(raw := decode(row['level'], row['raw']), str)
     ]
-    stored = ws.store.get_data(data)
-    reloaded = ws.store.get_model(version, stored, ws.build_model)
+    stored = ws.versions.store.get_data(data)
+    reloaded = ws.versions.store.get_model(version, stored, ws.build_model)
     after = watermark + len(numbers)
     out = [
         gates.check_data(marked, result.data, files, ids),
@@ -293,11 +339,11 @@ def _gates(
     ]
     if out[1].verdict == gates.FAIL:
         return out
-    pool = pooled(marked, ws.undecided())
+    pool = pooled(marked, _undecided(ws))
     before = Served.of(parent, marked)
     return [
         *out,
-        gates.utility(served, before, marked, ws.full_ndcg(), k),
+        gates.utility(served, before, marked, ws.versions.full_ndcg(), k),
         gates.forget(served, pool, k),
         gates.attack(served, pool, ws.settings.seed),
     ]
@@ -354,12 +400,12 @@ def _promote(
     marked: HeteroData,
     full: tuple[Tensor, Tensor] | None,
 ) -> None:
-    ledger, service, now = ws.ledger, ws.service, ws.clock()
+    ledger, service, now = ws.ledger, ws.versions.service, ws.clock()
     if full is not None:
-        ws.save_full_ndcg(names[0], *full)
+        ws.versions.save_full_ndcg(names[0], *full)
     pairs = erased_pairs(marked)
     with ledger.transaction():
-        ws.add_version(
+        ws.versions.add_version(
             names, service['watermark'] + len(batch.requests), job, full is not None
         )
         ledger.write(
@@ -375,9 +421,9 @@ def _promote(
                 "UPDATE job SET verdict = 'pass' WHERE verdict = 'inconclusive'"
             )
         _close(ws, job, batch.requests, outcomes, marked)
-        ws.point_to(names[0], 'worker', f'job {job}')
+        ws.versions.point_to(names[0], 'worker', f'job {job}')
         ledger.event(now, 'promoted', job=job, version=names[0], verdict=verdict)
-    ws.write_serving()
+    ws.versions.write_serving()
 
 
 def _close(
@@ -417,17 +463,16 @@ def _pairs_by_target(
     ws: Workspace, numbers: list[int], marked: HeteroData
 ) -> dict[tuple[int, str], int]:
     pairs, out = Request.of(marked).pairs, {}
+    known = {level: ws.versions.internal(level) for level in ('user', 'item')}
     for target in ws.book.targets(numbers):
         raw = decode(target['level'], target['raw'])
         key = target['request'], target['digest']
         if target['level'] == 'pair':
-            ids = ws.internal('user').get(raw[0]), ws.internal('item').get(raw[1])
-            hit = (pairs[0] == (-1 if ids[0] is None else ids[0])) & (
-                pairs[1] == (-1 if ids[1] is None else ids[1])
-            )
+            hit = pairs[0] == known['user'].get(raw[0], -1)
+            hit &= pairs[1] == known['item'].get(raw[1], -1)
         else:
             row = 0 if target['level'] == 'user' else 1
-            hit = pairs[row] == ws.internal(target['level']).get(raw, -1)
+            hit = pairs[row] == known[target['level']].get(raw, -1)
         out[key] = int(hit.sum())
     return out
 

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch_geometric.data import HeteroData
+
+from torch_geometric_unlearn.data.request import is_erased
+from torch_geometric_unlearn.metrics.ranking import retained_ndcg
+from torch_geometric_unlearn.nn.models import Served
+from torch_geometric_unlearn.nn.models.base import RecommenderLike
+from torch_geometric_unlearn.report import save_json
+from torch_geometric_unlearn.utils.tensor_file import load_tensors, save_tensors
+
+from .ledger import Ledger
+from .store import BuildModel, Store
+
+_LAST = 'SELECT version FROM alias_event ORDER BY id DESC LIMIT 1'
+
+
+class Versions:
+    r"""The versions of a workspace, and which is in service.
+
+    Args:
+        root (Path): The workspace.
+        ledger (Ledger): Where they are written.
+        build_model (callable): Returns a fresh model for some data.
+        clock (callable): Returns the time in seconds since 1970.
+        k (int): Length of the lists in which utility is measured.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        ledger: Ledger,
+        build_model: BuildModel,
+        clock: Callable[[], float],
+        k: int,
+    ) -> None:
+        self.root, self.ledger, self.clock, self.k = root, ledger, clock, k
+        self.build_model, self.store = build_model, Store(root)
+        self._data: tuple[str, HeteroData] | None = None
+
+    @property
+    def service(self) -> Any:
+        r"""The version in service, a row of the ledger."""
+        row = self.ledger.row(
+            'SELECT v.* FROM version v JOIN alias_event a ON a.version = v.id '
+            'ORDER BY a.id DESC LIMIT 1'
+        )
+        assert row is not None
+        return row
+
+    def get_data(self, name: str) -> HeteroData:
+        r"""Returns stored data; the last is kept in memory."""
+        if self._data is None or self._data[0] != name:
+            self._data = name, self.store.get_data(name)
+        return self._data[1]
+
+    def get_model(self, version: str) -> RecommenderLike:
+        r"""Returns a stored model."""
+        row = self.ledger.row('SELECT data FROM version WHERE id = ?', version)
+        assert row is not None
+        data = self.get_data(row['data'])
+        return self.store.get_model(version, data, self.build_model)
+
+    def internal(self, kind: str) -> dict[Any, int]:
+        r"""Returns the internal id by raw id in the data in service, without erased
+        ones.
+        """
+        data = self.get_data(self.service['data'])
+        ids = data[kind].raw_id
+        return {raw: index for index, raw in enumerate(ids) if not is_erased(raw)}
+
+    def add_version(
+        self, names: tuple[str, str], watermark: int, job: str | None, is_full: bool
+    ) -> None:
+        r"""Registers a version; inside a transaction."""
+        row = self.ledger.row(_LAST)
+        parent = None if row is None else row['version']
+        self.ledger.write(
+            'INSERT OR REPLACE INTO version VALUES (?, ?, ?, ?, ?, ?, ?, ?)',
+            names[0],
+            parent if parent != names[0] else None,
+            job,
+            names[1],
+            'candidate',
+            watermark,
+            int(is_full),
+            self.clock(),
+        )
+
+    def point_to(self, version: str, who: str, why: str) -> None:
+        r"""Puts a version into service; inside a transaction.
+
+        Raises:
+            ValueError: If its watermark is lower than that of the one in service.
+        """
+        rows = {
+            row['id']: row['watermark']
+            for row in self.ledger.rows('SELECT id, watermark FROM version')
+        }
+        last = self.ledger.row(_LAST)
+        if last is not None and rows[version] < rows[last['version']]:
+            raise ValueError(
+                f"Version '{version[:12]}' knows what was erased since and must not "
+                f'be served'
+            )
+        self.ledger.write("UPDATE version SET state = 'old' WHERE state = 'service'")
+        self.ledger.write("UPDATE version SET state = 'service' WHERE id = ?", version)
+        self.ledger.write(
+            'INSERT INTO alias_event (at, version, who, why) VALUES (?, ?, ?, ?)',
+            self.clock(),
+            version,
+            who,
+            why,
+        )
+
+    def install(
+        self,
+        model: RecommenderLike,
+        data: HeteroData,
+        who: str,
+        watermark: int,
+        why: str = 'a full training',
+    ) -> str:
+        names = self.store.put_model(model), self.store.put_data(data)
+        served = Served.of(self.store.get_model(names[0], data, self.build_model), data)
+        if not served.is_finite:
+            raise ValueError('The model is not finite and must not be served')
+        self.save_full_ndcg(names[0], *retained_ndcg(served, data, self.k))
+        with self.ledger.transaction():
+            self.add_version(names, watermark, None, True)
+            self.point_to(names[0], who, why)
+            self.ledger.event(self.clock(), 'installed', version=names[0], who=who)
+        self.write_serving()
+        return names[0]
+
+    def write_serving(self) -> None:
+        r"""Writes :obj:`serving.json`, which follows from the ledger."""
+        service = self.service
+        waiting = self.ledger.row(
+            'SELECT COUNT(*) AS n FROM request WHERE state IN '
+            "('queued', 'review', 'held', 'working')"
+        )
+        assert waiting is not None
+        content = {
+            'version': service['id'],
+            'data': service['data'],
+            'watermark': service['watermark'],
+            'contained_requests': waiting['n'],
+        }
+        save_json(self.root / 'serving.json', content)
+
+    def save_full_ndcg(self, version: str, users: Tensor, ndcg: Tensor) -> None:
+        r"""Keeps the utility of a full training, user by user."""
+        path = self.root / 'full' / f'{version}.safetensors'
+        save_tensors(path, {'users': users, 'ndcg': ndcg}, {})
+
+    def full_ndcg(self) -> tuple[Tensor, Tensor] | None:
+        r"""Returns users and their NDCG@K at the last full training."""
+        row = self.ledger.row(
+            'SELECT id FROM version WHERE is_full = 1 ORDER BY created_at DESC LIMIT 1'
+        )
+        if row is None:
+            return None
+        tensors, _ = load_tensors(self.root / 'full' / f'{row["id"]}.safetensors')
+        return tensors['users'], tensors['ndcg']
+
+    def kept(self) -> set[str]:
+        r"""Returns the versions that must not be purged: what is served, and what
+        versions came from whose requests are on probation.
+        """
+        kept = {self.service['id']}
+        rows = self.ledger.rows(
+            'SELECT v.id, v.parent FROM version v JOIN request r ON r.job = v.job '
+            "WHERE r.state = 'probation'"
+        )
+        for row in rows:
+            kept |= {row['id'], row['parent']}
+        return kept - {None}
+
+    def remove_unnamed(self) -> list[str]:
+        r"""Removes all files that no version needs, and returns which these were."""
+        rows = self.ledger.rows("SELECT id, data FROM version WHERE state != 'purged'")
+        models, data = ({row[key] for row in rows} for key in ('id', 'data'))
+        gone = [f'removed {name}' for name in self.store.remove_all_but(models, data)]
+        # The figures of the last full training outlive its weights.
+        last = self.ledger.row(
+            'SELECT id FROM version WHERE is_full = 1 ORDER BY created_at DESC LIMIT 1'
+        )
+        keep = models | ({last['id']} if last else set())
+        for path in sorted((self.root / 'full').glob('*')):
+            if path.stem not in keep:
+                path.unlink()
+                gone.append(f'removed full/{path.name}')
+        return gone

@@ -1,0 +1,415 @@
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+from torch_geometric.data import HeteroData
+
+from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.data.request import is_erased
+from torch_geometric_unlearn.nn.models.base import RecommenderLike
+from torch_geometric_unlearn.unlearn import RowReset
+from torch_geometric_unlearn.utils.files import make_folder
+
+from . import evidence, upkeep, worker
+from .book import Book, RequestInfo
+from .contained import Contained
+from .keys import keyed, make_key, read_key
+from .ledger import Ledger
+from .settings import Settings
+from .store import BuildModel
+from .versions import Versions
+from .worker import Job, Plan
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Busy(RuntimeError):
+    r"""Another worker is at work in the same workspace."""
+
+
+class Workspace:
+    r"""A folder that keeps who asked to be forgotten, which model is in service, and
+    what was done, measured and destroyed.
+
+    Accepted requests take effect in what :meth:`load` returns at once; the model
+    follows when :meth:`work` finds that a batch is due. Nothing is served that failed a
+    gate, and no path brings back what was erased. One process works at a time; any
+    number may submit and load.
+
+    Args:
+        root (str or Path): The folder, as :meth:`create` has made it.
+        build_model (callable): Returns a fresh model for some data.
+        clock (callable, optional): Returns the time in seconds since 1970.
+            (default: :func:`time.time`)
+
+    Raises:
+        FileNotFoundError: If there is no workspace, or its key is missing.
+
+    Example:
+        >>> data = SyntheticMultimodal('tiny')[0]
+        >>> model = MGCN.from_data(data)
+        >>> shop = Workspace.create(
+        ...     'shop', data=data, model=model, build_model=MGCN.from_data)
+        >>> request = shop.submit(
+        ...     'erasure', users=[3], client_id='T-1', verified_by='crm')
+        >>> request.state
+        'queued'
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        build_model: BuildModel,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.root = Path(root)
+        if not (self.root / 'workspace.json').is_file():
+            raise FileNotFoundError(
+                f"There is no workspace '{self.root}'. Make one with "
+                f"'Workspace.create' or 'tgu init'."
+            )
+        self.settings = Settings.load(self.root / 'workspace.json')
+        self.build_model, self.clock = build_model, clock
+        self.key = read_key(Path(self.settings.key))
+        self.ledger = Ledger(self.root / 'ledger.db')
+        self.book = Book(self.ledger, self.key, clock)
+        self.versions = Versions(
+            self.root, self.ledger, build_model, clock, self.settings.k
+        )
+
+    @classmethod
+    def create(
+        cls,
+        root: str | os.PathLike[str],
+        *,
+        data: HeteroData,
+        model: RecommenderLike,
+        build_model: BuildModel,
+        key: str | os.PathLike[str] | None = None,
+        clock: Callable[[], float] = time.time,
+        **settings: Any,
+    ) -> Workspace:
+        r"""Makes a workspace around a trained model.
+
+        Args:
+            root (str or Path): The folder, which must not exist or be empty.
+            data (HeteroData): The data that the model was trained on.
+            model (torch.nn.Module): The model.
+            build_model (callable): Returns a fresh model for some data.
+            key (str or Path, optional): File of the key, made if it does not exist;
+                outside of the folder. Beside it if not given. (default: :obj:`None`)
+            clock (callable, optional): Returns the time. (default: :func:`time.time`)
+            **settings (optional): Entries of :class:`Settings`.
+
+        Raises:
+            FileExistsError: If the folder is not empty.
+            TypeError, ValueError: If the data can't be stored, or a setting is unknown.
+        """
+        root = Path(root)
+        if root.exists() and any(root.iterdir()):
+            raise FileExistsError(f"'{root}' is not empty. Choose another folder.")
+        path = Path(key) if key is not None else root.with_name(f'{root.name}.key')
+        if root.resolve() in path.resolve().parents:
+            raise ValueError(
+                f"'key' must lie outside of the folder (got '{path}'), or whoever gets "
+                f'the folder can tell whom it has erased.'
+            )
+        data = schema.validate(data)
+        if 'forget_mask' in data[schema.EDGE_TYPE]:
+            raise ValueError("'data' must hold no request. Submit it afterwards.")
+        data = upkeep.with_ids(data)
+        chosen = Settings(key=str(path.resolve()), **settings)
+        make_folder(str(root))
+        if not path.exists():
+            make_key(path)
+        chosen.save(root / 'workspace.json')
+        ws = cls(root, build_model, clock)
+        ws.versions.install(model, data, 'created', 0)
+        return ws
+
+    # Requests -------------------------------------------------------------------------
+
+    def submit(
+        self,
+        kind: str,
+        *,
+        users: Iterable[Any] = (),
+        items: Iterable[Any] = (),
+        pairs: Iterable[tuple[Any, Any]] = (),
+        client_id: str,
+        verified_by: str,
+        received_at: float | None = None,
+        due_days: float | None = None,
+    ) -> RequestInfo:
+        r"""Accepts a request; it takes effect in :meth:`load` at once.
+
+        Args:
+            kind (str): :obj:`'erasure'`, :obj:`'consent'` (withdrawn),
+                :obj:`'takedown'`, :obj:`'correction'` or :obj:`'cleanup'`.
+            users (iterable, optional): Raw ids of users. (default: :obj:`()`)
+            items (iterable, optional): Raw ids of items. (default: :obj:`()`)
+            pairs (iterable, optional): Raw (user, item) ids. (default: :obj:`()`)
+            client_id (str): Your name for it: the same name with the same content
+                returns the request that there is.
+            verified_by (str): Who has checked that it may be made.
+            received_at (float, optional): When it came in, in seconds since 1970; now
+                if not given. (default: :obj:`None`)
+            due_days (float, optional): Days to the deadline; that of the kind if not
+                given. (default: :obj:`None`)
+
+        Raises:
+            ValueError: If an argument is wrong, or :obj:`client_id` names another
+                request.
+        """
+        targets = {'user': list(users), 'item': list(items), 'pair': list(pairs)}
+        review = self._asks_for_everything(targets)
+        info = self.book.submit(
+            kind, targets, client_id, verified_by, received_at, due_days, review
+        )
+        self.versions.write_serving()
+        return info
+
+    def _asks_for_everything(self, targets: dict[str, list[Any]]) -> str:
+        data = self.versions.get_data(self.versions.service['data'])
+        pairs = data[schema.EDGE_TYPE].edge_index
+        left = torch.ones(pairs.size(1), dtype=torch.bool)
+        for row, level in enumerate(('user', 'item')):
+            known = self.versions.internal(level)
+            ids = [known[raw] for raw in targets[level] if raw in known]
+            left &= ~torch.isin(pairs[row], torch.tensor(ids, dtype=torch.int64))
+        return '' if left.any() else 'it asks for everything'
+
+    def cancel(self, number: int, who: str, why: str) -> RequestInfo:
+        r"""Cancels a request that no job serves yet."""
+        return self._move(number, who, 'cancelled', why)
+
+    def hold(self, number: int, who: str, why: str) -> RequestInfo:
+        r"""Keeps a request from being served, e.g. for a legal hold; its subjects stay
+        out of the lists.
+        """
+        return self._move(number, who, 'held', why)
+
+    def release(self, number: int, who: str, why: str) -> RequestInfo:
+        r"""Puts a request that is held, or was reviewed, back into the queue."""
+        return self._move(number, who, 'queued', why)
+
+    def reject(self, number: int, who: str, why: str) -> RequestInfo:
+        r"""Ends a request after a review."""
+        return self._move(number, who, 'rejected', why)
+
+    def _move(self, number: int, who: str, to: str, why: str) -> RequestInfo:
+        info = self.book.move(number, who, to, why)
+        self.versions.write_serving()
+        return info
+
+    # Serving --------------------------------------------------------------------------
+
+    def load(self) -> tuple[Contained, HeteroData]:
+        r"""Returns what is in service: the model, which recommends no item that is
+        taken down, and the data, in which whatever waits to be erased is erased
+        already, its rows drawn anew.
+
+        Users and items are looked up with :func:`raw_to_internal
+        <torch_geometric_unlearn.data.from_frame.raw_to_internal>`; an erased user is
+        not found.
+
+        Raises:
+            ValueError: If a file is not what it was.
+        """
+        service = self.versions.service
+        model = self.versions.get_model(service['id'])
+        data = self.versions.get_data(service['data'])
+        waiting = [
+            row['id']
+            for row in self.ledger.rows(
+                'SELECT id FROM request WHERE state IN '
+                "('queued', 'review', 'held', 'working')"
+            )
+        ]
+        marked, _ = worker.mark(self, waiting)
+        banned = self._banned(data)
+        if marked is not data:
+            result = RowReset(seed=self.settings.seed)(model, marked)
+            model, data = result.model, result.data
+        return Contained(model, banned), data
+
+    def _banned(self, data: HeteroData) -> Tensor:
+        suppressed = self.book.suppressed()['item']
+        banned = [
+            index
+            for raw, index in self.versions.internal(schema.ITEM).items()
+            if keyed(self.key, 'item', raw) in suppressed
+        ]
+        raw_ids = data[schema.ITEM].get('raw_id', [])
+        banned += [index for index, raw in enumerate(raw_ids) if is_erased(raw)]
+        return torch.tensor(sorted(banned), dtype=torch.int64)
+
+    def filter(
+        self, frame: pd.DataFrame, user: str = 'user', item: str = 'item'
+    ) -> pd.DataFrame:
+        r"""Returns a table of new interactions without users, items and pairs that are
+        suppressed. Call it before any training.
+
+        Args:
+            frame (pandas.DataFrame): One interaction per row; left as it is.
+            user (str, optional): Column of user ids. (default: :obj:`'user'`)
+            item (str, optional): Column of item ids. (default: :obj:`'item'`)
+        """
+        out = self.book.suppressed()
+        rows = zip(frame[user].tolist(), frame[item].tolist())
+        keep = []
+        for pair in rows:
+            digests = (
+                ('user', pair[0]),
+                ('item', pair[1]),
+                ('pair', pair),
+            )
+            keep.append(
+                not any(
+                    out[level] and keyed(self.key, level, raw) in out[level]
+                    for level, raw in digests
+                )
+            )
+        return frame[keep]
+
+    def lift(self, level: str, raw: Any, who: str, why: str) -> None:
+        r"""Lets a user, an item or a pair come back in new data: a new consent, an item
+        that is reinstated.
+        """
+        self.book.lift(level, raw, who, why)
+        self.versions.write_serving()
+
+    # Work -----------------------------------------------------------------------------
+
+    def plan(self) -> Plan:
+        r"""Returns what :meth:`work` would do now."""
+        return worker.plan(self)
+
+    def work(self, now: bool = False) -> list[Job]:
+        r"""Does whatever is due; safe to kill and to repeat.
+
+        Args:
+            now (bool, optional): Whether to serve what waits although nothing is due.
+                (default: :obj:`False`)
+
+        Raises:
+            Busy: If another process is at work.
+        """
+        jobs = []
+        with self._locked():
+            upkeep.heal(self)
+            upkeep.finalise(self)
+            batch = self.plan()
+            if now and not batch.requests and (waiting := self.book.requests('queued')):
+                numbers = [info.id for info in waiting]
+                chain = list(dict.fromkeys([self.settings.method, 'Retrain']))
+                batch = Plan('asked for', numbers, chain)
+            if batch.is_surge:
+                for number in batch.requests:
+                    self.book.to_review(number, batch.reason)
+            elif batch.decides:
+                upkeep.decide(self, batch.reason)
+            elif batch.requests:
+                jobs.append(worker.run(self, batch))
+            upkeep.heal(self)
+        return jobs
+
+    def refresh(self, data: HeteroData, who: str, why: str) -> str:
+        r"""Trains a new model on new data, which :meth:`filter` has been applied to,
+        and puts it into service. Returns the version.
+
+        Raises:
+            Busy: If another process is at work.
+            ValueError: If the data names someone who is suppressed, or takes an
+                internal id from somebody.
+        """
+        with self._locked():
+            return upkeep.refresh(self, data, who, why)
+
+    def rollback(self, who: str, why: str) -> str:
+        r"""Takes the model out of service. Until the next :meth:`refresh` the one
+        before serves, without what was erased since and its rows drawn anew; never a
+        version that knows what was erased. Returns the version.
+
+        Raises:
+            Busy: If another process is at work.
+            ValueError: If there is none before, or its file is destroyed already.
+        """
+        with self._locked():
+            return upkeep.rollback(self, who, why)
+
+    def finalise(self) -> list[int]:
+        r"""Completes the requests whose probation is over: destroys their raw ids and
+        the versions before, and returns their numbers. :meth:`work` does so as well.
+
+        Raises:
+            Busy: If another process is at work.
+        """
+        with self._locked():
+            return upkeep.finalise(self)
+
+    def doctor(self) -> list[str]:
+        r"""Finishes what a crash has left: removes files that no version in use names,
+        puts requests of a dead job back into the queue, writes what servers read, and
+        checks the chain of events. Returns what it did.
+
+        Raises:
+            Busy: If another process is at work.
+            ValueError: If the chain is broken.
+        """
+        with self._locked():
+            return upkeep.heal(self)
+
+    def evidence(self, job: str) -> Path:
+        r"""Returns the folder with the evidence of a job, written anew if its requests
+        are not finished.
+        """
+        return evidence.bundle(self, job)
+
+    def status(self) -> dict[str, Any]:
+        r"""Returns numbers of requests by state, how many are overdue, and the version
+        in service.
+        """
+        states = self.ledger.rows('SELECT state, COUNT(*) AS n FROM request GROUP BY 1')
+        overdue = self.ledger.row(
+            'SELECT COUNT(*) AS n, MIN(due_at) AS due FROM request WHERE state NOT IN '
+            "('completed', 'rejected', 'cancelled', 'probation') AND due_at < ?",
+            self.clock(),
+        )
+        waiting = self.ledger.row(
+            'SELECT MIN(due_at) AS due FROM request WHERE state NOT IN '
+            "('completed', 'rejected', 'cancelled', 'probation')"
+        )
+        assert overdue is not None
+        assert waiting is not None
+        service = self.versions.service
+        return {
+            'requests': {row['state']: row['n'] for row in states},
+            'overdue': overdue['n'],
+            'next_deadline': waiting['due'],
+            'version': service['id'],
+            'watermark': service['watermark'],
+        }
+
+    # What the worker needs ------------------------------------------------------------
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            with FileLock(self.root / 'worker.lock', timeout=0):
+                yield
+        except Timeout as error:
+            raise Busy(f"Another worker is at work in '{self.root}'") from error
+
+    def __repr__(self) -> str:
+        return f"{self.__class__.__name__}('{self.root}')"
+
