@@ -169,6 +169,7 @@ FORMS = {
     'tuple': lambda: tuple(PAIRS),
     'row': lambda: {'row': PAIRS[0]},
     'column of edges': lambda: [GRAPH.adj[1]],
+    'column with self loops': lambda: torch.cat([GRAPH.adj[0], torch.arange(NODES)]),
     'list of columns': lambda: PAIRS.tolist(),
     'list of pairs': lambda: PAIRS.t().tolist(),
     'list of tuples': lambda: [tuple(pair) for pair in PAIRS.t().tolist()],
@@ -197,6 +198,7 @@ FORMS = {
     'data': lambda: DATA,
     'graph': lambda: SimpleNamespace(graph=GRAPH),
     'degrees': lambda: degree(GRAPH.adj[1], NODES).pow(-0.5),
+    'degrees of users': lambda: PAIRS[0].bincount(minlength=USERS).clamp(max=9).sqrt(),
     'degrees of items': lambda: PAIRS[1].bincount(minlength=ITEMS).tolist(),
     'row pointers': lambda: GRAPH.adj_t.crow_indices(),
     'function': lambda: functools.partial(lambda x, pairs: x, pairs=PAIRS),
@@ -245,6 +247,18 @@ def test_finds_every_form(form):
     reason = kept_structure(adapter(module), DATA)
     assert "'module.kept" in reason
     assert "Derive it from the 'graph'" in reason
+
+
+@pytest.mark.parametrize('form', ['histories', 'pairs', 'degrees of users'])
+def test_finds_it_where_there_are_as_many_items_as_users(form):
+    data = copy.copy(DATA)
+    data['item'].num_nodes = USERS
+    for name in schema.modalities(data):
+        data['item'][f'x_{name}'] = torch.zeros(USERS, 4)
+    table = EmbeddingTable(torch.randn(USERS, 4), torch.randn(USERS, 4))
+    assert kept_structure(table, data) == ''
+    table.kept = FORMS[form]()
+    assert "'kept" in kept_structure(table, data)
 
 
 @pytest.mark.parametrize('used', [False, True])

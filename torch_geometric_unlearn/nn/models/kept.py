@@ -79,21 +79,22 @@ class _Look:
         users = pairs[0].bincount(minlength=num_users)
         items = pairs[1].bincount(minlength=num_items)
         both = torch.cat([users, items])
-        self.degrees = {x.numel(): x for x in (users, items, both)}
+        self.degrees = users, items, both
         beside = [
             torch.cat([users, torch.zeros_like(items)]),
             torch.cat([torch.zeros_like(users), items]),
         ]
-        self.counts = [_pad(x, both) for x in (users, items)] + [both, *beside]
+        # Of columns, also with self loops.
+        self.counts = [_pad(users, both), _pad(items, both), both, both + 1, *beside]
 
     def at(self, value: Any) -> str:
         if isinstance(value, torch.nn.Parameter) and value.requires_grad:
             return ''  # Trained, not kept.
         for pair in self._pairs(value):
-            if self._is_known(pair):
+            if self._is_known(pair.cpu()):
                 return 'interactions that are to be forgotten'
         vector = _vector(value)
-        if vector is not None and self._counts_interactions(vector):
+        if vector is not None and self._counts_interactions(vector.cpu()):
             return 'a function of the numbers of interactions'
         return ''
 
@@ -118,16 +119,14 @@ class _Look:
             if any(torch.equal(count, x) for x in self.counts):
                 return True
         for values in (vector, vector.diff()):  # Also where rows start.
-            degree = self.degrees.get(values.numel())
-            if degree is None:
-                continue
-            known = degree.unique().numel()
-            if values.unique().numel() < 3 or degree.numel() - known < _ENOUGH:
-                continue
-            if torch.stack([degree.double(), values.double()]).unique(dim=1).size(
-                1
-            ) == known:
-                return True
+            for degree in self.degrees:
+                known = degree.unique().numel()
+                repeated = degree.numel() - known >= _ENOUGH
+                if values.numel() != degree.numel() or not repeated:
+                    continue
+                both = torch.stack([degree.double(), values.double()]).unique(dim=1)
+                if both.size(1) == known and values.unique().numel() > 2:
+                    return True
         return False
 
     def _pairs(self, value: Any) -> Iterator[Tensor]:
@@ -148,7 +147,7 @@ class _Look:
 
     def _matrix(self, value: Any) -> Iterator[Tensor]:
         if not isinstance(value, np.ndarray) and is_sparse(value):
-            yield to_edge_index(value)[0].cpu()
+            yield to_edge_index(value)[0]
             return
         matrix = _tensor(value)
         if matrix.dim() != 2 or matrix.is_complex():
@@ -163,8 +162,10 @@ class _Look:
             yield matrix.nonzero().t()
         yield from _columns(matrix)
         yield from _columns(matrix.t())
-        if size[0] in self.degrees and not matrix.is_floating_point():
-            row = torch.arange(size[0]).repeat_interleave(size[1])
+        has_rows = size[0] in (self.num_users, self.num_items, num_nodes)
+        if has_rows and not matrix.is_floating_point():
+            row = torch.arange(size[0], device=matrix.device)
+            row = row.repeat_interleave(size[1])
             yield torch.stack([row, matrix.long().flatten()])
 
     def _nested(self, value: Any) -> Iterator[Tensor]:
@@ -181,7 +182,7 @@ class _Look:
             row = _vector(item)
             if row is None:
                 return
-            rows.append(row)
+            rows.append(row.cpu())
         if not rows:
             return
         sizes = torch.tensor([row.numel() for row in rows])
@@ -209,7 +210,7 @@ def _columns(matrix: Tensor) -> Iterator[Tensor]:
 def _tensor(value: Any) -> Tensor:
     if isinstance(value, np.ndarray) and not value.flags.writeable:
         value = value.copy()  # Torch warns of others.
-    return torch.as_tensor(value).detach().cpu()
+    return torch.as_tensor(value).detach()
 
 
 def _vector(value: Any) -> Tensor | None:
