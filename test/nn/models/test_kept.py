@@ -1,5 +1,7 @@
 import copy
 import functools
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -526,6 +528,29 @@ def test_threads_share_a_module_that_is_rebuilt(run_in_threads):
         return all(torch.equal(model(graphs[n])[0], expected[n]) for _ in range(20))
 
     assert all(run_in_threads(lambda: look(0), lambda: look(1)))
+
+
+def test_threads_that_look_and_unlearn_do_not_wait_for_each_other(run_in_threads):
+    with isolated_seed(0):
+        model = adapter(Kept(), rebuild=rebuild)
+    graph = model.build_graph(DATA)
+    inside, looked = threading.Event(), threading.Event()
+
+    def unlearn():
+        with isolated_seed(0):
+            inside.set()
+            time.sleep(0.05)  # The other one waits in its forward pass by now.
+            return embed(model, graph)
+
+    def look():
+        inside.wait()
+        out = embed(model, graph)
+        looked.set()
+        return out
+
+    first, second = run_in_threads(unlearn, look)
+    assert looked.is_set()
+    assert torch.equal(first[0], second[0])
 
 
 class FromData(Net):

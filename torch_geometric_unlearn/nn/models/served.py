@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from functools import cached_property
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from torch_geometric_unlearn.data.request import without_request
 from torch_geometric_unlearn.utils.mode import evaluating
 
 from .base import HasBranches, HasContent, RecommenderLike
+
+T = TypeVar('T')
 
 
 class Served:
@@ -35,6 +37,7 @@ class Served:
 
     def __init__(self, model: RecommenderLike, graph: Any) -> None:
         self.model, self.graph = model, graph
+        self._known: dict[str, Any] = {}
 
     @classmethod
     def of(
@@ -69,18 +72,39 @@ class Served:
             return model
         return cls(model, model.build_graph(without_request(data)))
 
-    @cached_property
+    @property
     def embeddings(self) -> tuple[Tensor, Tensor]:
         r"""User and item embeddings, :math:`(N_{user}, H)` and :math:`(N_{item}, H)`,
         without gradients.
         """
+        return self._once('embeddings', self._embeddings)
+
+    @property
+    def branches(self) -> dict[str, tuple[Tensor, Tensor]]:
+        r"""The same by branch, before the fusion; empty if the model shows none."""
+        return self._once('branches', self._branches)
+
+    @property
+    def content(self) -> dict[str, Tensor]:
+        r"""Item content :math:`(N_{item}, H)` by modality; empty if the model shows
+        none.
+        """
+        return self._once('content', self._content)
+
+    def _once(self, name: str, compute: Callable[[], T]) -> T:
+        # 'cached_property' holds a lock for all models up to Python 3.11, in which one
+        # thread would wait for another that waits for it in the forward pass.
+        if name not in self._known:
+            self._known[name] = compute()
+        out: T = self._known[name]
+        return out
+
+    def _embeddings(self) -> tuple[Tensor, Tensor]:
         with evaluating(self.model), torch.no_grad():
             user_emb, item_emb = self.model(self.graph)
         return user_emb.detach(), item_emb.detach()
 
-    @cached_property
-    def branches(self) -> dict[str, tuple[Tensor, Tensor]]:
-        r"""The same by branch, before the fusion; empty if the model shows none."""
+    def _branches(self) -> dict[str, tuple[Tensor, Tensor]]:
         if not isinstance(self.model, HasBranches):
             return {}
         size = self.embeddings[0].size(0)
@@ -90,11 +114,7 @@ class Served:
             name: (x[:size].detach(), x[size:].detach()) for name, x in branches.items()
         }
 
-    @cached_property
-    def content(self) -> dict[str, Tensor]:
-        r"""Item content :math:`(N_{item}, H)` by modality; empty if the model shows
-        none.
-        """
+    def _content(self) -> dict[str, Tensor]:
         if not isinstance(self.model, HasContent):
             return {}
         with evaluating(self.model), torch.no_grad():
