@@ -474,10 +474,17 @@ def rebuild(module, graph):
     module.count += 1
 
 
-def test_rebuild():
+class KeptBuffer(Kept):
+    def prepare(self):
+        self.register_buffer('kept', normalised(torch.empty(2, 0).long()))
+        self.count = 0
+
+
+@pytest.mark.parametrize('kind', [Kept, KeptBuffer])
+def test_rebuild(kind):
     with isolated_seed(0):
-        plain, kept = Net(), Kept()
-    kept.load_state_dict(plain.state_dict())
+        plain, kept = Net(), kind()
+    kept.load_state_dict(plain.state_dict(), strict=False)
     models = adapter(plain), adapter(kept, rebuild=rebuild)
     check_model(models[1], DATA)
     results = [check_unlearner(TRU(num_epochs=1), m, MARKED) for m in models]
