@@ -9,9 +9,9 @@ ranks 33.8 % of the deleted interactions into the top 20, the original 75.9 %, t
 retrained one 33.8 %; that an attacker tells them from never-seen ones in 48.7 % of
 cases (retrained: 51.1 %); and that half of a history finds the rest in 80.1 % (80.6 %).
 All of it is within the tolerance, but for the attacker: for that figure, the request is
-too small to tell. With '--regime user', 4.1 % of the deleted interactions are ranked into
-the top 20, after retraining 6.5 %, and a hundred users are too few to tell whether that
-is outside. Exits with 1 if a measurement failed.
+too small to tell. With '--regime user', 4.1 % of the deleted interactions are ranked
+into the top 20, after retraining 6.5 %, and a hundred users are too few to tell whether
+that is outside. Exits with 1 if a measurement failed.
 """
 
 import argparse

@@ -125,7 +125,8 @@ def test_one_user_has_no_interval(shop):
     model = LightGCN.from_data(shop, hidden_channels=8)
     pairs = torch.stack([torch.full((36,), 3), torch.arange(36)])
     result = completion_yardstick(model, shop, pairs)
-    assert (result.num_users, result.num_targets) == (1, 50)
+    assert result.num_users == 1
+    assert result.num_targets >= 50
     assert 0 <= result.auc <= 1
     assert all(math.isnan(x) for x in (*result.interval, result.standard_error))
     assert result.reason == ''
