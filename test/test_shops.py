@@ -14,6 +14,7 @@ from torch_geometric.nn import LightGCN as PyGLightGCN
 
 from torch_geometric_unlearn import audit, metrics, unlearn
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.datasets import SyntheticMultimodal
 from torch_geometric_unlearn.nn import LightGCN, RecommenderAdapter, Served
 from torch_geometric_unlearn.ops import LazyPropagation, SparseOperator, spmm
 from torch_geometric_unlearn.testing import check_unlearner
@@ -24,6 +25,7 @@ from torch_geometric_unlearn.transforms import (
     ForgetInteractions,
     ForgetItems,
     ForgetUsers,
+    InjectBackdoor,
     ItemKNNGraph,
     SplitInteractions,
 )
@@ -328,3 +330,12 @@ def test_audits_of_other_precisions(module, dtype):
     items, values = model.recommend(model.build_graph(data), [1, 2], k=3)
     assert items.shape == (2, 3)
     assert values.dtype == dtype
+
+
+def test_a_backdoor_of_edge_indices():
+    tiny = SyntheticMultimodal('tiny')[0]
+    plant = InjectBackdoor('interaction', num_triggers=1)(tiny)
+    model = build(plant)
+    expected = audit.backdoor(model, plant, k=5)
+    for data, other in ((wrapped(plant), None), (plant, wrapped(plant))):
+        assert repr(audit.backdoor(model, data, k=5, plant=other)) == repr(expected)
