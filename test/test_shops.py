@@ -304,6 +304,16 @@ def test_half_precision_is_served_or_refused(name, module, dtype):
     assert torch.allclose(scores(result), expected, atol=atol)
 
 
+def test_a_large_sum_is_not_infinite():
+    model = build(shop()).half()
+    with torch.no_grad():
+        model.user_embedding.weight.fill_(6e4)
+    unlearn.EdgeDrop()(model, ForgetUsers([3])(shop()))
+    model.user_embedding.weight.data[0] = torch.inf
+    with pytest.raises(ValueError, match="'user_embedding.weight' of the model holds"):
+        unlearn.EdgeDrop()(model, ForgetUsers([3])(shop()))
+
+
 @pytest.mark.parametrize('dtype', [torch.float64, *HALF])
 @pytest.mark.parametrize('module', MODULES)
 def test_audits_of_other_precisions(module, dtype):

@@ -194,7 +194,9 @@ class Unlearner(ABC):
 
 def _check_finite(model: RecommenderLike) -> None:
     for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter.detach().sum()):  # The sum has all of them.
+        wide = torch.promote_types(parameter.dtype, torch.float32)
+        # The sum has all of them.
+        if not torch.isfinite(parameter.detach().sum(dtype=wide)):
             raise ValueError(
                 f"The parameter '{name}' of the model holds NaN or infinity, from "
                 f'which nothing can be unlearned. Go back to an intact checkpoint.'
@@ -208,9 +210,10 @@ def _compare(
     old, touched, shift = dict(before.named_parameters()), {}, {}
     for name, new in after.named_parameters():
         if name in old and old[name].shape == new.shape:
-            change = new - old[name]
+            wide = torch.promote_types(new.dtype, torch.float32)
+            change = new.to(wide) - old[name].to(wide)
             touched[name] = float((change != 0).float().mean())
-            norm = float(old[name].norm())
+            norm = float(old[name].to(wide).norm())
             shift[name] = float(change.norm()) / norm if norm > 0 else 0.0
         else:
             touched[name] = shift[name] = float('nan')
