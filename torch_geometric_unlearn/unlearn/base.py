@@ -273,9 +273,10 @@ def _compare(
     old, touched, shift = dict(before.named_parameters()), {}, {}
     for name, new in after.named_parameters():
         if name in old and old[name].shape == new.shape:
-            change = new - old[name]
+            wide = torch.promote_types(new.dtype, torch.float32)
+            change = new.to(wide) - old[name].to(wide)
             touched[name] = float((change != 0).float().mean())
-            norm = float(old[name].norm())
+            norm = float(old[name].to(wide).norm())
             shift[name] = float(change.norm()) / norm if norm > 0 else 0.0
         else:
             touched[name] = shift[name] = float('nan')
