@@ -135,6 +135,20 @@ class ItemSide(Net):
         return torch.cat([self.emb.weight[:USERS], out[USERS:]])
 
 
+class Bare(torch.nn.Module):
+    r"""Has tables that are parameters of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.user = torch.nn.Parameter(torch.randn(USERS, 8))
+        self.item = torch.nn.Parameter(torch.randn(ITEMS, 8))
+        self.kept = (dense() + 1e-9).log()[:, None]
+
+    def forward(self):
+        matrix = self.kept.exp()[:, 0]
+        return self.user + matrix @ self.item, self.item + matrix.t() @ self.user
+
+
 class TwoLayers(Net):
     r"""Only the second layer uses an old matrix."""
 
@@ -219,8 +233,8 @@ STALE = {
     'first in a form of its own': net(
         'FirstSoft',
         prepare=nothing,
-        matrix=lambda self, adj: first_matrix(self, adj).exp() - 1,
-        compute=lambda self, adj: (normalised(adj).to_dense() + 1).log(),
+        matrix=lambda self, adj: first_matrix(self, adj).exp(),
+        compute=lambda self, adj: (normalised(adj).to_dense() + 1e-9).log(),
     ),
     'degrees': net('Degrees', prepare=nothing, matrix=first_degree),
     'class attribute': net('ByCount', memory={}, matrix=by_count),
@@ -234,6 +248,7 @@ STALE = {
     'precomputed': Precomputed,
     'two layers': TwoLayers,
     'items': ItemSide,
+    'bare parameters': Bare,
 }
 
 
@@ -357,12 +372,12 @@ class Builder(Own):
 
     def build_graph(self, data):
         graph = super().build_graph(data)
-        self.kept = (normalised(graph.adj).to_dense() + 1).unsqueeze(0).log()
+        self.kept = (normalised(graph.adj).to_dense() + 1e-9).log()
         return graph
 
     def forward(self, graph):
         x = self.emb.weight
-        return (x + (self.kept[0].exp() - 1) @ x).split([USERS, ITEMS])
+        return (x + self.kept.exp() @ x).split([USERS, ITEMS])
 
 
 @pytest.mark.parametrize('used', [False, True])
@@ -387,6 +402,18 @@ class Attention(torch.nn.Module):
         x = self.norm(self.emb.weight)
         x = x + (x @ x.t()).softmax(dim=1) @ x
         return x if self.features is None else x + self.lin(self.features)
+
+
+class Wide(torch.nn.Module):
+    r"""Has weights with as many rows as there are users, items or nodes."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.emb, self.lin = Embedding(NODES, width), Linear(width, width)
+        self.conv, self.out = GCNConv(width, width), Linear(width, 8)
+
+    def forward(self, adj):
+        return self.out(self.conv(self.lin(self.emb.weight).relu(), adj))
 
 
 class Refreshing(Net):
@@ -417,6 +444,9 @@ SOUND = {
     'graph': lambda: adapter(Net()),
     'normalisation and attention over all': lambda: adapter(Attention()),
     'with features of users': lambda: adapter(Attention(torch.randn(NODES, 5))),
+    'as wide as users': lambda: adapter(Wide(USERS)),
+    'as wide as items': lambda: adapter(Wide(ITEMS)),
+    'as wide as nodes': lambda: adapter(Wide(NODES)),
     'refreshing': lambda: adapter(Refreshing()),
     'item graph': lambda: adapter(net('WithItems', prepare=knn)()),
     'own': lambda: Own(GCNConv(8, 8)),

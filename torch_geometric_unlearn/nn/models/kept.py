@@ -154,6 +154,7 @@ class _Look:
             yield to_edge_index(value)[0]
             return
         matrix = _tensor(value)
+        matrix = matrix.squeeze() if matrix.dim() > 2 else matrix
         if matrix.dim() != 2 or matrix.is_complex():
             return
         num_nodes = self.num_users + self.num_items
@@ -365,7 +366,7 @@ class _Rows:
         for tensor in _own_tensors(model):
             kind = tables.get(id(tensor), '')
             # A matrix between nodes belongs to no row.
-            if not kind and not (tensor.dim() > 1 and tensor.size(1) in kinds):
+            if not kind and not any(size in kinds for size in tensor.shape[1:]):
                 kind = kinds.get(tensor.size(0), '')
             if kind in ('user', 'node'):
                 self.parts['user'].append((tensor, self.users))
@@ -373,7 +374,27 @@ class _Rows:
                 shift = num_users if kind == 'node' else 0
                 self.parts['item'].append((tensor, self.items + shift))
 
+    def _leave_out_shared(self, graph: Any, before: tuple[Tensor, Tensor]) -> None:
+        r"""Leaves out the weights that have as many rows by chance: some rows of theirs
+        change everyone's embeddings.
+        """
+        own = {id(table.parameter) for table in self.model.tables()}
+        for kind, parts in self.parts.items():
+            for tensor, rows in list(parts):
+                if id(tensor) in own or not isinstance(tensor, torch.nn.Parameter):
+                    continue
+                kept = tensor.detach()
+                self._move(tensor, rows[: max(1, rows.numel() // 8)])
+                after = _run(self.model, graph)
+                tensor.data = kept
+                x, y = (emb[kind == 'item'] for emb in (before, after))
+                changed = torch.isclose(x, y, rtol=1e-4).logical_not().any(dim=1)
+                if changed.double().mean() > 0.5:
+                    left = [part for part in self.parts[kind] if part[0] is not tensor]
+                    self.parts[kind] = left
+
     def check(self, graph: Any, user_emb: Tensor, item_emb: Tensor) -> str:
+        self._leave_out_shared(graph, (user_emb, item_emb))
         users = self.users.to(user_emb.device)
         before = user_emb[users], item_emb
         for tensor, rows in self.parts['item']:
