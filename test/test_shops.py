@@ -339,7 +339,7 @@ def test_audits_of_other_precisions(module, dtype):
                 assert got[key] == pytest.approx(value, abs=0.1, nan_ok=True), key
     items, values = model.recommend(model.build_graph(data), [1, 2], k=3)
     assert items.shape == (2, 3)
-    assert values.dtype == dtype
+    assert values.dtype == wide
 
 
 def test_a_backdoor_of_edge_indices():

@@ -16,7 +16,7 @@ from torch_geometric.utils import is_sparse, to_edge_index
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import without_request
-from torch_geometric_unlearn.transforms import DropForgotten
+from torch_geometric_unlearn.transforms.drop_forgotten import drop_forgotten
 from torch_geometric_unlearn.utils.reach import reachable
 from torch_geometric_unlearn.utils.seed import generator, isolated_seed
 
@@ -329,7 +329,7 @@ def _only(data: HeteroData, user: Tensor) -> HeteroData:
     out = copy.copy(data)
     store = out[schema.EDGE_TYPE]
     store.forget_mask = store.edge_index[0] != user
-    return DropForgotten()(out)
+    return drop_forgotten(out, strict=False)
 
 
 def _cached_layers(model: RecommenderLike) -> list[str]:

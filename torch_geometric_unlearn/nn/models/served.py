@@ -162,8 +162,7 @@ class Served:
         }
 
     def _read(self, what: str, x: Tensor, side: int) -> Tensor:
-        pairs = self.graph.edge_index
-        return read_embeddings(self.model, x, what, side, pairs, self.name)
+        return read_embeddings(self.model, x, what, side, self.graph, self.name)
 
     def _check(self, data: HeteroData) -> None:
         forgotten = schema.forgotten_edge_index(data).cpu()
