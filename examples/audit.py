@@ -8,9 +8,10 @@ Takes about a minute on one CPU core. Expect the verdict to say that the unlearn
 ranks 33.8 % of the deleted interactions into the top 20, the original 75.9 %, the
 retrained one 33.8 %; that an attacker tells them from never-seen ones in 48.7 % of
 cases (retrained: 51.1 %); and that half of a history finds the rest in 80.1 % (80.6 %).
-That is within the tolerance. With '--regime user', 3.6 % of the deleted interactions
-are ranked into the top 20, fewer than after retraining (6.5 %), which is outside: a
-hundred users are few to judge by. Exits with 1 if a measurement failed.
+All of it is within the tolerance, but for the attacker: for that figure, the request is
+too small to tell. With '--regime user', 4.1 % of the deleted interactions are ranked
+into the top 20, after retraining 6.5 %, and a hundred users are too few to tell whether
+that is outside. Exits with 1 if a measurement failed.
 """
 
 import argparse
@@ -113,7 +114,7 @@ content = write_report(
     seed=args.seed,
     show_ids=args.show_ids,
 )
-print(f'Verdict: {content["verdict"]["status"]} the tolerance of retraining')
+print(f'Verdict, by the tolerance around retraining: {content["verdict"]["status"]}')
 for sentence in content['verdict']['sentences']:
     print(f'- {sentence}')
 print(f'Wrote {args.out} and the same as JSON')

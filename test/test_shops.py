@@ -14,6 +14,7 @@ from torch_geometric.nn import LightGCN as PyGLightGCN
 
 from torch_geometric_unlearn import audit, metrics, unlearn
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.datasets import SyntheticMultimodal
 from torch_geometric_unlearn.nn import LightGCN, RecommenderAdapter, Served
 from torch_geometric_unlearn.ops import LazyPropagation, SparseOperator, spmm
 from torch_geometric_unlearn.testing import check_unlearner
@@ -24,6 +25,7 @@ from torch_geometric_unlearn.transforms import (
     ForgetInteractions,
     ForgetItems,
     ForgetUsers,
+    InjectBackdoor,
     ItemKNNGraph,
     SplitInteractions,
 )
@@ -302,6 +304,16 @@ def test_half_precision_is_served_or_refused(name, module, dtype):
     assert torch.allclose(scores(result), expected, atol=atol)
 
 
+def test_a_large_sum_is_not_infinite():
+    model = build(shop()).half()
+    with torch.no_grad():
+        model.user_embedding.weight.fill_(6e4)
+    unlearn.EdgeDrop()(model, ForgetUsers([3])(shop()))
+    model.user_embedding.weight.data[0] = torch.inf
+    with pytest.raises(ValueError, match=r"'user_embedding.weight' of the model"):
+        unlearn.EdgeDrop()(model, ForgetUsers([3])(shop()))
+
+
 @pytest.mark.parametrize('dtype', [torch.float64, *HALF])
 @pytest.mark.parametrize('module', MODULES)
 def test_audits_of_other_precisions(module, dtype):
@@ -327,4 +339,13 @@ def test_audits_of_other_precisions(module, dtype):
                 assert got[key] == pytest.approx(value, abs=0.1, nan_ok=True), key
     items, values = model.recommend(model.build_graph(data), [1, 2], k=3)
     assert items.shape == (2, 3)
-    assert values.dtype == dtype
+    assert values.dtype == wide
+
+
+def test_a_backdoor_of_edge_indices():
+    tiny = SyntheticMultimodal('tiny')[0]
+    plant = InjectBackdoor('interaction', num_triggers=1)(tiny)
+    model = build(plant)
+    expected = audit.backdoor(model, plant, k=5)
+    for data, other in ((wrapped(plant), None), (plant, wrapped(plant))):
+        assert repr(audit.backdoor(model, data, k=5, plant=other)) == repr(expected)

@@ -9,11 +9,14 @@ from torch_geometric_unlearn.audit import _attack
 from torch_geometric_unlearn.audit._attack import (
     CLASSIFIERS,
     Attacker,
+    MembershipResult,
     Settings,
     attack_figures,
     best_threshold,
     compare_features,
     cross_validate,
+    fill_direction,
+    fill_result,
     group_folds,
     percentiles,
     resample,
@@ -176,3 +179,24 @@ def test_bad_classifiers_and_missing_package(monkeypatch):
     monkeypatch.setitem(sys.modules, 'sklearn', None)
     with pytest.raises(ImportError, match=r'torch_geometric_unlearn\[audit\]'):
         Attacker(CLASSIFIERS, 0)
+
+
+@pytest.mark.parametrize('num_groups', [1, 2, 30])
+def test_resamples_of_one_group_say_nothing(num_groups):
+    score, label = toy()
+    result = MembershipResult('direct', 'pair')
+    group = torch.arange(300) % num_groups
+    out = fill_result(result, score, score > 0.3, label, group, 50, 0)
+    fill_direction(result, True)
+    assert result.num_groups == num_groups
+    low, high = result.intervals['auc']
+    assert (low != low and high != high) == (num_groups == 1)
+    assert bool(out['auc'].isnan().all()) == (num_groups == 1)
+    assert result.direction == ('' if num_groups == 1 else 'remembered')
+
+
+def test_nothing_is_defined_without_examples_of_one_side():
+    score, _ = toy()
+    for label in (torch.ones(300).bool(), torch.zeros(300).bool()):
+        figures = attack_figures(score, score > 0.3, label)
+        assert all(bool(value.isnan().all()) for value in figures.values())

@@ -114,7 +114,19 @@ def test_too_few_and_none(shop):
     with pytest.warns(UserWarning, match='needs 50 deleted pairs'):
         result = completion(model, ForgetUsers([3])(shop))
     assert math.isnan(result.auc)
+    assert result.reason.startswith('The completion attack needs 50 deleted pairs')
     with pytest.raises(ValueError, match='must hold a request'):
         completion(model, shop)
     with pytest.raises(ValueError, match="'num_splits' must be at least 1"):
         completion(model, ForgetUsers([3])(shop), num_splits=0)
+
+
+def test_one_user_has_no_interval(shop):
+    model = LightGCN.from_data(shop, hidden_channels=8)
+    pairs = torch.stack([torch.full((36,), 3), torch.arange(36)])
+    result = completion_yardstick(model, shop, pairs)
+    assert result.num_users == 1
+    assert result.num_targets >= 50
+    assert 0 <= result.auc <= 1
+    assert all(math.isnan(x) for x in (*result.interval, result.standard_error))
+    assert result.reason == ''

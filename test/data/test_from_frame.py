@@ -346,7 +346,6 @@ LISTS = pd.Series([[1, 2], [4, 5]], ['pen', 'ink'])
         X.clone().requires_grad_() * 1,
         torch.nn.Parameter(X.clone()),
         X.to_sparse(),
-        X.to_sparse_csr(),
         X.numpy().astype('float16'),
         X.tolist(),
         pd.Series(X.tolist(), ['pen', 'ink']),
@@ -366,6 +365,14 @@ def test_features_as_shops_have_them(table):
     assert not x.requires_grad
     single = from_frame(df, item_features={'text': pd.Series([1, 2.5], df['item'])})
     assert single['item'].x_text.tolist() == [[1.0], [2.5]]
+
+
+@pytest.mark.filterwarnings('ignore:Sparse CSR')
+def test_features_in_csr():
+    df = pd.DataFrame({'user': ['ann', 'bob'], 'item': ['pen', 'ink']})
+    features = {'text': X.to_sparse_csr()}
+    data = from_frame(df, items=['pen', 'ink'], item_features=features)
+    assert torch.equal(data['item'].x_text, X)
 
 
 def test_features_are_copied():

@@ -357,6 +357,7 @@ def test_gradients_of_features_stay_with_the_caller(data):
         (lambda x: x.numpy(), 'must be a float32 tensor'),
     ],
 )
+@pytest.mark.filterwarnings('ignore:Sparse CSR')
 def test_refuses_features_of_other_kinds(data, change, match):
     data['item'].x_image = change(data['item'].x_image)
     with pytest.raises(TypeError, match=match):

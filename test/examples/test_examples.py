@@ -110,9 +110,9 @@ def test_audit_writes_a_report(run, tmp_path):
     names = ['original', 'retrained', 'edge drop', 'row reset', 'TRU', 'unlearned']
     assert [row['name'] for row in content['table']['rows']] == names
     assert content['failures'] == []
-    assert content['request']['ids'] == 'hashed'
+    assert content['request']['ids'] == 'numbered'
     page = (tmp_path / 'page.html').read_text(encoding='utf-8')
-    assert content['request']['hash'] in page
+    assert f'{content["request"]["num_interactions"]}' in page
 
 
 @pytest.mark.parametrize(

@@ -84,5 +84,5 @@ def test_what_is_no_report(full, tmp_path):
         with pytest.raises(ValueError, match=r"report\.json' is not the JSON file"):
             read_report(path)
     path.write_text(json.dumps(full | {'schema_version': 1}))
-    with pytest.raises(ValueError, match=r'must have schema_version 2 \(got 1\)'):
+    with pytest.raises(ValueError, match=r'must have schema_version 3 \(got 1\)'):
         read_report(path)

@@ -60,7 +60,7 @@ def plant(inputs, monkeypatch):
         (0.03, 0.02, 'unclear', 'About 80 interactions would be needed'),
         (0.0, 0.1, 'unclear', 'About 2,000 interactions would be needed'),
         (0.3, 0.29, 'unclear', 'from +1.0 to +59.0 percentage points'),
-        (0.03, 0.0101, 'unclear', 'It lies on the edge of the tolerance'),
+        (0.03, 0.0101, 'unclear', 'It reaches beyond the tolerance on one side'),
     ],
 )
 def test_verdict_judges_both_sides_through_the_interval(
@@ -82,7 +82,7 @@ def test_verdict_judges_both_sides_through_the_interval(
     # Controls are the retrained model itself here.
     assert "the comparison 'edge drop' is within the same tolerance" in text
     page = render_html(content)
-    assert ('too small for these figures' in page) == (status == 'unclear')
+    assert ('the request is too small to tell' in page) == (status == 'unclear')
 
 
 def test_a_wider_tolerance_and_a_second_retraining(plant, inputs):
@@ -191,7 +191,7 @@ def attacked(value, half, groups=50):
     [
         (attacked(0.51, 0.01), attacked(0.5, 0.01), True, 'within the tolerance'),
         (attacked(0.7, 0.03), attacked(0.5, 0.04), False, 'outside the tolerance'),
-        (attacked(0.56, 0.02), attacked(0.5, 0.03), None, 'on the edge'),
+        (attacked(0.56, 0.02), attacked(0.5, 0.03), None, 'on one side'),
         (attacked(0.56, 0.3), attacked(0.5, 0.4), None, 'About 100.0 times as many'),
         (attacked(0.7, 0.0, 1), attacked(0.5, 0.0), None, 'of 1 user (or items)'),
         ({'balanced_accuracy': 0.7}, attacked(0.5, 0.1), None, 'without intervals'),

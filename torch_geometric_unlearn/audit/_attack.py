@@ -281,6 +281,7 @@ def ranking_figures(
     auc = (weight * label * below).sum(dim=1) / (positive * negative)
     allowed = upto <= 0.01 * negative.unsqueeze(1)
     rate = torch.where(allowed, members[:, end], 0.0).amax(dim=1) / positive
+    rate = torch.where(negative > 0, rate, torch.nan)
     return {'auc': auc, 'tpr_at_1_fpr': rate}
 
 

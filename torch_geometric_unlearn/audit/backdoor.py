@@ -119,7 +119,7 @@ def backdoor(
     check_int(num_users, 'num_users', 1)
     check_int(batch_size, 'batch_size', 1)
     data = schema.validate(data)
-    plant = data if plant is None else plant
+    plant = data if plant is None else schema.validate(plant)
     target, trigger, users = _read_plant(plant, data, num_users, seed)
 
     before = _has_target(model, data, users, target, k)

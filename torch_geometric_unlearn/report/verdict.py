@@ -207,7 +207,7 @@ def _reason(kind: str, found: Mapping[str, Any], bound: float) -> str:
     )
     ratio = ((high - low) / 2 / max(bound, 1e-9)) ** 2
     if ratio <= 1:
-        return f'{text} It lies on the edge of the tolerance.'
+        return f'{text} It reaches beyond the tolerance on one side.'
     if num is None:
         return f'{text} About {ratio:.1f} times as many examples would be needed.'
     what = 'users' if found['num_examples'] == found['num_groups'] else 'interactions'

@@ -7,6 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
+from torch_geometric.utils import is_sparse, to_edge_index
+
+from torch_geometric_unlearn.nn import RecommenderAdapter
 
 
 def snapshot(data: HeteroData) -> dict[str, Any]:
@@ -19,6 +22,21 @@ def snapshot(data: HeteroData) -> dict[str, Any]:
             own = value.detach().clone() if is_tensor else copy.deepcopy(value)
             flat[f'{key}/{name}'] = own
     return flat
+
+
+def refresh(model: Any, data: HeteroData) -> None:
+    r"""Has a plugged-in module keep the interactions of :obj:`data`, if any at all."""
+    if isinstance(model, RecommenderAdapter):
+        model.refresh(data)
+
+
+def equal(x: Tensor, y: Tensor) -> bool:
+    r"""Tells whether two tensors are equal, sparse ones as well."""
+    if (x.layout, x.dtype) != (y.layout, y.dtype):
+        return False
+    if is_sparse(x):
+        return all(map(torch.equal, to_edge_index(x), to_edge_index(y)))
+    return torch.equal(x, y)
 
 
 def assert_same(before: dict[str, Any], after: dict[str, Any], what: str) -> None:
@@ -37,11 +55,7 @@ def _equal(old: Any, new: Any) -> bool:
     if type(old) is not type(new):
         return False
     if isinstance(old, Tensor):
-        if (old.layout, old.dtype) != (new.layout, new.dtype):
-            return False
-        if old.layout != torch.strided:
-            old, new = old.to_dense(), new.to_dense()
-        return torch.equal(old, new)
+        return equal(old, new)
     if isinstance(old, np.ndarray):
         return np.array_equal(old, new)
     return bool(old.equals(new) if hasattr(old, 'equals') else old == new)

@@ -4,20 +4,17 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch_geometric.data import HeteroData
-from torch_geometric.utils import is_sparse, to_edge_index
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.loader import TripletLoader
 from torch_geometric_unlearn.metrics import embed
-from torch_geometric_unlearn.nn import RecommenderAdapter
 from torch_geometric_unlearn.nn.models.kept import kept_structure
 from torch_geometric_unlearn.transforms import DropForgotten, ForgetInteractions
 from torch_geometric_unlearn.unlearn.branch_scaling import branch_names
 from torch_geometric_unlearn.utils.mode import evaluating
 
-from ._snapshot import assert_same, snapshot
+from ._snapshot import assert_same, equal, refresh, snapshot
 
 
 def check_model(model: Any, data: HeteroData) -> None:
@@ -43,7 +40,7 @@ def check_model(model: Any, data: HeteroData) -> None:
         >>> check_model(MGCN.from_data(data, hidden_channels=8), data)
     """
     before, unused = snapshot(data), copy.deepcopy(model)
-    _refresh(model, data)
+    refresh(model, data)
     parameters = {k: v.clone() for k, v in model.state_dict().items()}
     graph = model.build_graph(data)
     user_emb, item_emb = embed(model, graph)
@@ -73,25 +70,14 @@ def check_model(model: Any, data: HeteroData) -> None:
         )
     assert_same(before, snapshot(data), 'The data of a model')
     _check_kept(model, data)  # Once more, after all that may have left something.
-    _refresh(model, data)
+    refresh(model, data)
     state = model.state_dict()
     for name in {**parameters, **state}:
         assert name in state, f"Neither forward pass nor loss may remove '{name}'"
         assert name in parameters, f"Neither forward pass nor loss may add '{name}'"
-        assert _equal(parameters[name], state[name]), (
+        assert equal(parameters[name], state[name]), (
             f"Neither forward pass nor loss may change '{name}'"
         )
-
-
-def _refresh(model: Any, data: HeteroData) -> None:
-    if isinstance(model, RecommenderAdapter):
-        model.refresh(data)
-
-
-def _equal(x: Tensor, y: Tensor) -> bool:
-    if not is_sparse(x):
-        return torch.equal(x, y)
-    return all(map(torch.equal, to_edge_index(x), to_edge_index(y)))
 
 
 def _check_kept(model: Any, data: HeteroData) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch_geometric.data import HeteroData
 
@@ -9,7 +11,7 @@ from torch_geometric_unlearn.nn.models.base import RecommenderLike
 from torch_geometric_unlearn.transforms import ForgetInteractions
 from torch_geometric_unlearn.unlearn import Unlearner, UnlearnResult
 
-from ._snapshot import assert_same, snapshot
+from ._snapshot import assert_same, equal, refresh, snapshot
 
 
 def check_unlearner(
@@ -71,7 +73,7 @@ def _check_same_state(
     state: dict[str, torch.Tensor], model: RecommenderLike, message: str
 ) -> None:
     for name, value in model.state_dict().items():
-        assert torch.equal(state[name], value), f"{message}, but '{name}' differs"
+        assert equal(state[name], value), f"{message}, but '{name}' differs"
 
 
 def _check_gone(data: HeteroData, after: HeteroData) -> None:
@@ -97,6 +99,8 @@ def _check_gone(data: HeteroData, after: HeteroData) -> None:
 def _check_noop(
     unlearner: Unlearner, model: RecommenderLike, data: HeteroData
 ) -> None:
+    model = copy.deepcopy(model)
+    refresh(model, data)
     state = {k: v.clone() for k, v in model.state_dict().items()}
     result = unlearner(model, data)
     _check_same_state(state, result.model, 'A request that marks nothing is a no-op')

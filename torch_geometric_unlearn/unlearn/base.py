@@ -13,7 +13,7 @@ from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import Request
-from torch_geometric_unlearn.nn import RecommenderAdapter
+from torch_geometric_unlearn.nn import RecommenderAdapter, ShardEnsemble
 from torch_geometric_unlearn.nn.models.base import RecommenderLike, half_precision
 from torch_geometric_unlearn.nn.models.kept import (
     held_interactions,
@@ -189,7 +189,8 @@ class Unlearner(ABC):
                 out.refresh(retained)
             if not self.continues and request.pairs.numel() and is_foreign(out):
                 pairs = data[schema.EDGE_TYPE].edge_index
-                _refuse(out, held_interactions(out, pairs, request.pairs, data))
+                for part in out.shards if isinstance(out, ShardEnsemble) else [out]:
+                    _refuse(out, held_interactions(part, pairs, request.pairs, data))
             touched, shift = _compare(model, out)
         return UnlearnResult(
             model=out,
@@ -273,9 +274,10 @@ def _compare(
     old, touched, shift = dict(before.named_parameters()), {}, {}
     for name, new in after.named_parameters():
         if name in old and old[name].shape == new.shape:
-            change = new - old[name]
+            wide = torch.promote_types(new.dtype, torch.float32)
+            change = new.to(wide) - old[name].to(wide)
             touched[name] = float((change != 0).float().mean())
-            norm = float(old[name].norm())
+            norm = float(old[name].to(wide).norm())
             shift[name] = float(change.norm()) / norm if norm > 0 else 0.0
         else:
             touched[name] = shift[name] = float('nan')

@@ -2,9 +2,11 @@ r"""Ids of users and items as the caller gives them, checked and as tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,8 +32,8 @@ def to_ids(ids: Sequence[Any] | Tensor, name: str, way_out: str = '') -> Tensor:
         TypeError: If they are no integers.
     """
     try:
-        out = torch.as_tensor(plain(ids) if isinstance(ids, Tensor) else ids)
-    except (TypeError, ValueError, RuntimeError) as error:
+        out = plain(ids) if isinstance(ids, Tensor) else _as_tensor(ids)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise TypeError(
             f"'{name}' must hold integer ids (got {ids!r}). {way_out}".rstrip()
         ) from error
@@ -43,6 +45,18 @@ def to_ids(ids: Sequence[Any] | Tensor, name: str, way_out: str = '') -> Tensor:
             f'mask.nonzero().view(-1).'
         )
     return out.to(torch.int64, copy=True)
+
+
+def _as_tensor(ids: Any) -> Tensor:
+    if isinstance(ids, Iterable) and not isinstance(ids, (Sequence, np.ndarray)):
+        ids = list(ids)  # Of a series, torch would read the labels.
+    try:
+        return torch.as_tensor(ids)
+    except (TypeError, ValueError, RuntimeError):
+        values = np.asarray(ids, dtype=object)
+        if not all(isinstance(value, Integral) for value in values.flat):
+            raise
+        return torch.from_numpy(values.astype(np.int64))
 
 
 def check_ids(ids: Sequence[int] | Tensor, size: int, name: str) -> Tensor:

@@ -2,7 +2,7 @@ r"""Full ranking in user blocks that keeps the lists only."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -75,10 +75,10 @@ def score_blocks(
 def topk_items(
     user_emb: Tensor,
     item_emb: Tensor,
-    users: Tensor,
+    users: Sequence[int] | Tensor,
     k: int,
     exclude: Tensor | None = None,
-    exclude_items: Tensor | None = None,
+    exclude_items: Sequence[int] | Tensor | None = None,
     batch_size: int = 2048,
 ) -> tuple[Tensor, Tensor]:
     r"""Returns the :obj:`k` best items of every user; ties go to the lowest item id.
@@ -108,7 +108,8 @@ def topk_items(
     k, batch_size = check_int(k, 'k', 1), check_int(batch_size, 'batch_size', 1)
     user_emb, item_emb = check_embeddings(user_emb, item_emb)
     num_users, num_items = user_emb.size(0), item_emb.size(0)
-    users = check_ids(users, num_users, 'users')
+    device = users.device if isinstance(users, Tensor) else user_emb.device
+    users = check_ids(users, num_users, 'users').to(device)
     if exclude is not None:
         exclude = check_pair_ids(exclude, num_users, num_items, 'exclude')
     if exclude_items is not None:

@@ -1,5 +1,7 @@
 import copy
 import functools
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -133,6 +135,20 @@ class ItemSide(Net):
         return torch.cat([self.emb.weight[:USERS], out[USERS:]])
 
 
+class Bare(torch.nn.Module):
+    r"""Has tables that are parameters of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.user = torch.nn.Parameter(torch.randn(USERS, 8))
+        self.item = torch.nn.Parameter(torch.randn(ITEMS, 8))
+        self.kept = (dense() + 1e-9).log()[:, None]
+
+    def forward(self):
+        matrix = self.kept.exp()[:, 0]
+        return self.user + matrix @ self.item, self.item + matrix.t() @ self.user
+
+
 class TwoLayers(Net):
     r"""Only the second layer uses an old matrix."""
 
@@ -169,6 +185,7 @@ FORMS = {
     'tuple': lambda: tuple(PAIRS),
     'row': lambda: {'row': PAIRS[0]},
     'column of edges': lambda: [GRAPH.adj[1]],
+    'column with self loops': lambda: torch.cat([GRAPH.adj[0], torch.arange(NODES)]),
     'list of columns': lambda: PAIRS.tolist(),
     'list of pairs': lambda: PAIRS.t().tolist(),
     'list of tuples': lambda: [tuple(pair) for pair in PAIRS.t().tolist()],
@@ -197,6 +214,7 @@ FORMS = {
     'data': lambda: DATA,
     'graph': lambda: SimpleNamespace(graph=GRAPH),
     'degrees': lambda: degree(GRAPH.adj[1], NODES).pow(-0.5),
+    'degrees of users': lambda: PAIRS[0].bincount(minlength=USERS).clamp(max=9).sqrt(),
     'degrees of items': lambda: PAIRS[1].bincount(minlength=ITEMS).tolist(),
     'row pointers': lambda: GRAPH.adj_t.crow_indices(),
     'function': lambda: functools.partial(lambda x, pairs: x, pairs=PAIRS),
@@ -215,8 +233,8 @@ STALE = {
     'first in a form of its own': net(
         'FirstSoft',
         prepare=nothing,
-        matrix=lambda self, adj: first_matrix(self, adj).exp() - 1,
-        compute=lambda self, adj: (normalised(adj).to_dense() + 1).log(),
+        matrix=lambda self, adj: first_matrix(self, adj).exp(),
+        compute=lambda self, adj: (normalised(adj).to_dense() + 1e-9).log(),
     ),
     'degrees': net('Degrees', prepare=nothing, matrix=first_degree),
     'class attribute': net('ByCount', memory={}, matrix=by_count),
@@ -230,6 +248,7 @@ STALE = {
     'precomputed': Precomputed,
     'two layers': TwoLayers,
     'items': ItemSide,
+    'bare parameters': Bare,
 }
 
 
@@ -245,6 +264,18 @@ def test_finds_every_form(form):
     reason = kept_structure(adapter(module), DATA)
     assert "'module.kept" in reason
     assert "Derive it from the 'graph'" in reason
+
+
+@pytest.mark.parametrize('form', ['histories', 'pairs', 'degrees of users'])
+def test_finds_it_where_there_are_as_many_items_as_users(form):
+    data = copy.copy(DATA)
+    data['item'].num_nodes = USERS
+    for name in schema.modalities(data):
+        data['item'][f'x_{name}'] = torch.zeros(USERS, 4)
+    table = EmbeddingTable(torch.randn(USERS, 4), torch.randn(USERS, 4))
+    assert kept_structure(table, data) == ''
+    table.kept = FORMS[form]()
+    assert "'kept" in kept_structure(table, data)
 
 
 @pytest.mark.parametrize('used', [False, True])
@@ -341,12 +372,12 @@ class Builder(Own):
 
     def build_graph(self, data):
         graph = super().build_graph(data)
-        self.kept = (normalised(graph.adj).to_dense() + 1).unsqueeze(0).log()
+        self.kept = (normalised(graph.adj).to_dense() + 1e-9).log()
         return graph
 
     def forward(self, graph):
         x = self.emb.weight
-        return (x + (self.kept[0].exp() - 1) @ x).split([USERS, ITEMS])
+        return (x + self.kept.exp() @ x).split([USERS, ITEMS])
 
 
 @pytest.mark.parametrize('used', [False, True])
@@ -371,6 +402,18 @@ class Attention(torch.nn.Module):
         x = self.norm(self.emb.weight)
         x = x + (x @ x.t()).softmax(dim=1) @ x
         return x if self.features is None else x + self.lin(self.features)
+
+
+class Wide(torch.nn.Module):
+    r"""Has weights with as many rows as there are users, items or nodes."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.emb, self.lin = Embedding(NODES, width), Linear(width, width)
+        self.conv, self.out = GCNConv(width, width), Linear(width, 8)
+
+    def forward(self, adj):
+        return self.out(self.conv(self.lin(self.emb.weight).relu(), adj))
 
 
 class Refreshing(Net):
@@ -401,6 +444,9 @@ SOUND = {
     'graph': lambda: adapter(Net()),
     'normalisation and attention over all': lambda: adapter(Attention()),
     'with features of users': lambda: adapter(Attention(torch.randn(NODES, 5))),
+    'as wide as users': lambda: adapter(Wide(USERS)),
+    'as wide as items': lambda: adapter(Wide(ITEMS)),
+    'as wide as nodes': lambda: adapter(Wide(NODES)),
     'refreshing': lambda: adapter(Refreshing()),
     'item graph': lambda: adapter(net('WithItems', prepare=knn)()),
     'own': lambda: Own(GCNConv(8, 8)),
@@ -458,10 +504,17 @@ def rebuild(module, graph):
     module.count += 1
 
 
-def test_rebuild():
+class KeptBuffer(Kept):
+    def prepare(self):
+        self.register_buffer('kept', normalised(torch.empty(2, 0).long()))
+        self.count = 0
+
+
+@pytest.mark.parametrize('kind', [Kept, KeptBuffer])
+def test_rebuild(kind):
     with isolated_seed(0):
-        plain, kept = Net(), Kept()
-    kept.load_state_dict(plain.state_dict())
+        plain, kept = Net(), kind()
+    kept.load_state_dict(plain.state_dict(), strict=False)
     models = adapter(plain), adapter(kept, rebuild=rebuild)
     check_model(models[1], DATA)
     results = [check_unlearner(TRU(num_epochs=1), m, MARKED) for m in models]
@@ -512,6 +565,29 @@ def test_threads_share_a_module_that_is_rebuilt(run_in_threads):
         return all(torch.equal(model(graphs[n])[0], expected[n]) for _ in range(20))
 
     assert all(run_in_threads(lambda: look(0), lambda: look(1)))
+
+
+def test_threads_that_look_and_unlearn_do_not_wait_for_each_other(run_in_threads):
+    with isolated_seed(0):
+        model = adapter(Kept(), rebuild=rebuild)
+    graph = model.build_graph(DATA)
+    inside, looked = threading.Event(), threading.Event()
+
+    def unlearn():
+        with isolated_seed(0):
+            inside.set()
+            time.sleep(0.05)  # The other one waits in its forward pass by now.
+            return embed(model, graph)
+
+    def look():
+        inside.wait()
+        out = embed(model, graph)
+        looked.set()
+        return out
+
+    first, second = run_in_threads(unlearn, look)
+    assert looked.is_set()
+    assert torch.equal(first[0], second[0])
 
 
 class FromData(Net):

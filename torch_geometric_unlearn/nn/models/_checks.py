@@ -75,7 +75,7 @@ def check_sizes(
 
 
 def read_embeddings(
-    model: Any, x: Tensor, what: str, side: int, edge_index: Tensor, name: str = 'model'
+    model: Any, x: Tensor, what: str, side: int, graph: Any, name: str = 'model'
 ) -> Tensor:
     r"""Returns what a model has computed if it is finite, half precision as float32.
 
@@ -84,8 +84,7 @@ def read_embeddings(
         x (torch.Tensor): A row per user or item.
         what (str): What an error calls it.
         side (int): 0 for users, 1 for items.
-        edge_index (torch.Tensor): The interactions that the model looked at, int64
-            :obj:`[2, E]`.
+        graph (Any): What the model looked at.
         name (str, optional): What an error calls the model.
             (default: :obj:`'model'`)
 
@@ -102,7 +101,7 @@ def read_embeddings(
     advice = 'Go back to an intact checkpoint, or look for the layer that gives it.'
     if x.dtype in HALF:
         advice = f"{x.dtype} overflows early: convert the model with '.float()'."
-    is_idle = not torch.isin(rows, edge_index[side].cpu()).any()
+    is_idle = not torch.isin(rows, graph.edge_index[side].cpu()).any()
     if is_idle and x[rows.to(x.device)].isnan().any(dim=1).all():
         advice = (
             f'None of these {kind}s has an interaction in the graph, and the mean '

@@ -330,8 +330,8 @@ class Recommender(torch.nn.Module, ABC):
         with evaluating(self):
             user_emb, item_emb = self(graph)
         pairs = graph.edge_index.to(user_emb.device)
-        user_emb = read_embeddings(self, user_emb, 'user embeddings', 0, pairs)
-        item_emb = read_embeddings(self, item_emb, 'item embeddings', 1, pairs)
+        user_emb = read_embeddings(self, user_emb, 'user embeddings', 0, graph)
+        item_emb = read_embeddings(self, item_emb, 'item embeddings', 1, graph)
         users = check_ids(users, user_emb.size(0), 'users').to(user_emb.device)
         exclude = pairs if exclude is None else exclude
         sizes = user_emb.size(0), item_emb.size(0)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from functools import cached_property
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from torch_geometric_unlearn.utils.mode import evaluating
 
 from ._checks import read_embeddings
 from .base import HasBranches, HasContent, RecommenderLike, check_graph
+
+T = TypeVar('T')
 
 
 class Served:
@@ -47,6 +49,7 @@ class Served:
     ) -> None:
         check_graph(graph)
         self.model, self.graph, self.name = model, graph, name
+        self._known: dict[str, Any] = {}
 
     @classmethod
     def of(
@@ -87,7 +90,7 @@ class Served:
             return model
         return cls(model, model.build_graph(without_request(data)), name)
 
-    @cached_property
+    @property
     def embeddings(self) -> tuple[Tensor, Tensor]:
         r"""User and item embeddings, :math:`(N_{user}, H)` and :math:`(N_{item}, H)`,
         without gradients.
@@ -96,24 +99,44 @@ class Served:
             ValueError: If they are not finite; says of which model, and whether it is
                 an empty history, whose mean is NaN.
         """
-        user_emb, item_emb = self._forward
-        user_emb = self._read('user embeddings', user_emb, 0)
-        return user_emb, self._read('item embeddings', item_emb, 1)
+        return self._once('embeddings', self._embeddings)
 
     @property
     def is_finite(self) -> bool:
         r"""Whether user and item embeddings are finite; raises nothing."""
-        return all_finite(self._forward)
+        return all_finite(self._once('forward', self._forward))
 
-    @cached_property
+    @property
+    def branches(self) -> dict[str, tuple[Tensor, Tensor]]:
+        r"""The same by branch, before the fusion; empty if the model shows none."""
+        return self._once('branches', self._branches)
+
+    @property
+    def content(self) -> dict[str, Tensor]:
+        r"""Item content :math:`(N_{item}, H)` by modality; empty if the model shows
+        none.
+        """
+        return self._once('content', self._content)
+
+    def _once(self, name: str, compute: Callable[[], T]) -> T:
+        # 'cached_property' holds a lock for all models up to Python 3.11, in which one
+        # thread would wait for another that waits for it in the forward pass.
+        if name not in self._known:
+            self._known[name] = compute()
+        out: T = self._known[name]
+        return out
+
+    def _embeddings(self) -> tuple[Tensor, Tensor]:
+        user_emb, item_emb = self._once('forward', self._forward)
+        user_emb = self._read('user embeddings', user_emb, 0)
+        return user_emb, self._read('item embeddings', item_emb, 1)
+
     def _forward(self) -> tuple[Tensor, Tensor]:
         with evaluating(self.model), torch.no_grad():
             user_emb, item_emb = self.model(self.graph)
         return user_emb.detach(), item_emb.detach()
 
-    @cached_property
-    def branches(self) -> dict[str, tuple[Tensor, Tensor]]:
-        r"""The same by branch, before the fusion; empty if the model shows none."""
+    def _branches(self) -> dict[str, tuple[Tensor, Tensor]]:
         if not isinstance(self.model, HasBranches):
             return {}
         size = self.embeddings[0].size(0)
@@ -128,11 +151,7 @@ class Served:
             )
         return out
 
-    @cached_property
-    def content(self) -> dict[str, Tensor]:
-        r"""Item content :math:`(N_{item}, H)` by modality; empty if the model shows
-        none.
-        """
+    def _content(self) -> dict[str, Tensor]:
         if not isinstance(self.model, HasContent):
             return {}
         with evaluating(self.model), torch.no_grad():
@@ -143,8 +162,7 @@ class Served:
         }
 
     def _read(self, what: str, x: Tensor, side: int) -> Tensor:
-        pairs = self.graph.edge_index
-        return read_embeddings(self.model, x, what, side, pairs, self.name)
+        return read_embeddings(self.model, x, what, side, self.graph, self.name)
 
     def _check(self, data: HeteroData) -> None:
         forgotten = schema.forgotten_edge_index(data).cpu()
