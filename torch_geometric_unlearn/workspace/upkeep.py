@@ -182,6 +182,11 @@ def rollback(ws: Workspace, who: str, why: str) -> str:
     result = RowReset(seed=ws.settings.seed)(old, marked)
     store = versions.store
     names = store.put_model(result.model), store.put_data(result.data)
+    if names[0] == service['id']:
+        raise ValueError(
+            'The earlier version without what was erased since is the one in service. '
+            "Train a new one with 'refresh'."
+        )
     # The old weights have learned from what was erased since: not told any more.
     reopened = ws.ledger.rows(
         "SELECT DISTINCT j.id FROM job j JOIN request r ON r.job = j.id JOIN version v "

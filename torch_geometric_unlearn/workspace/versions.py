@@ -95,14 +95,9 @@ class Versions:
         watermark: int,
         job: str | None,
         is_full: bool,
-        parent: str | None = None,
+        parent: str | None,
     ) -> None:
-        r"""Registers a version, or other data of one; inside a transaction. Its parent
-        is the version in service if none is given.
-        """
-        row = self.ledger.row(_LAST)
-        if parent is None and row is not None:
-            parent = row['version']
+        r"""Registers a version, or other data of one; inside a transaction."""
         self.ledger.write(
             'INSERT INTO version VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO '
             'UPDATE SET data = excluded.data, state = excluded.state, '
@@ -166,7 +161,9 @@ class Versions:
             raise ValueError('The model is not finite and must not be served')
         self.save_full_ndcg(names[0], *retained_ndcg(served, data, self.k))
         with self.ledger.transaction():
-            self.add_version(names, watermark, None, True)
+            last = self.ledger.row(_LAST)
+            parent = None if last is None else last['version']
+            self.add_version(names, watermark, None, True, parent)
             self.point_to(names[0], who, why)
             self.ledger.event(self.clock(), 'installed', version=names[0], who=who)
             then()

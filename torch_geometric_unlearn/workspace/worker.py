@@ -480,9 +480,9 @@ def _promote(
         ws.versions.save_full_ndcg(names[0], *full)
     pairs = erased_pairs(marked)
     with ledger.transaction():
-        ws.versions.add_version(
-            names, service['watermark'] + len(batch.requests), job, full is not None
-        )
+        watermark = service['watermark'] + len(batch.requests)
+        is_full = full is not None
+        ws.versions.add_version(names, watermark, job, is_full, service['id'])
         ledger.write(
             "UPDATE job SET state = 'done', finished_at = ?, verdict = ?, pairs = ?, "
             'num_pairs = ?, version = ? WHERE id = ?',
