@@ -13,8 +13,9 @@ from torch_geometric_unlearn.datasets import SyntheticMultimodal
 from torch_geometric_unlearn.nn import LightGCN
 from torch_geometric_unlearn.train import fit
 from torch_geometric_unlearn.unlearn import RowReset
+from torch_geometric_unlearn.utils.files import atomic_save_all
 from torch_geometric_unlearn.utils.seed import isolated_seed
-from torch_geometric_unlearn.workspace import Workspace, worker
+from torch_geometric_unlearn.workspace import Workspace, evidence, worker
 from torch_geometric_unlearn.workspace.ledger import Ledger
 
 DAY = 86_400.0
@@ -121,7 +122,24 @@ def cheap(make, tmp_path, monkeypatch):
         return RowReset(seed=1) if name == 'RowReset' else original(ws, name, job)
 
     monkeypatch.setattr(worker, 'make_unlearner', make_unlearner)
-    return make(tmp_path / 'shop', method='RowReset', method_args={})
+    few = FIT | {'num_epochs': 1}
+    return make(tmp_path / 'shop', method='RowReset', method_args={}, fit_args=few)
+
+
+@pytest.fixture
+def one_report(monkeypatch):
+    r"""Writes the first report again and again."""
+    original, content = evidence.write_report, {}
+
+    def write_report(result, path, **kwargs):
+        paths = [path.with_suffix(end) for end in ('.json', '.html')]
+        if not content:
+            original(result, path, **kwargs)
+            content.update((p, p.read_bytes()) for p in paths)
+        files = zip(content.values(), paths)
+        atomic_save_all([(lambda f, c=c: f.write(c), p) for c, p in files])
+
+    monkeypatch.setattr(evidence, 'write_report', write_report)
 
 
 @pytest.fixture
@@ -186,9 +204,12 @@ class Shop:
             expected = {f"{row[key]}.safetensors" for row in rows}
             assert {p.name for p in (ws.root / folder).iterdir()} == expected
         assert not list(ws.root.rglob('*.tmp'))
-        assert not list((ws.root / 'jobs').glob('*'))
-        jobs = {row['id'] for row in ws.ledger.rows('SELECT id FROM job '
-                                                    'WHERE version IS NOT NULL')}
+        # A dead job goes on from its own file.
+        running = ws.ledger.rows("SELECT id FROM job WHERE state = 'running'")
+        names = {f"{row['id']}.ck" for row in running}
+        assert {p.name for p in (ws.root / 'jobs').glob('*')} <= names
+        rows = ws.ledger.rows('SELECT id FROM job WHERE version IS NOT NULL')
+        jobs = {row['id'] for row in rows}
         assert {p.name for p in (ws.root / 'evidence').glob('*')} <= jobs
 
 

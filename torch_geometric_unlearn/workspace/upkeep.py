@@ -80,7 +80,7 @@ def heal(ws: Workspace) -> list[str]:
         if path.name not in keep:
             path.unlink()
             done.append(f'removed jobs/{path.name}')
-    done += _remove_drafts(ws, {row['id'] for row in running})
+    done += _remove_drafts(ws)
     ws.versions.write_serving()
     rows = ledger.rows(
         'SELECT id FROM job WHERE version IS NOT NULL AND pairs IS NULL AND '
@@ -96,10 +96,10 @@ def heal(ws: Workspace) -> list[str]:
     return done
 
 
-def _remove_drafts(ws: Workspace, running: set[str]) -> list[str]:
+def _remove_drafts(ws: Workspace) -> list[str]:
     r"""Removes reports of jobs that promoted nothing, and what killed writes left."""
     rows = ws.ledger.rows('SELECT id FROM job WHERE version IS NOT NULL')
-    keep, gone = running | {row['id'] for row in rows}, []
+    keep, gone = {row['id'] for row in rows}, []
     remove_stale(str(ws.root))
     for folder in sorted((ws.root / 'evidence').glob('*')):
         if folder.name in keep:
