@@ -4,15 +4,16 @@ r"""Requests: how they come in, where they stand, and whom new data must not bri
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from torch_geometric_unlearn.utils.check import check_choice
+from torch_geometric_unlearn.utils.check import check_choice, check_float
 
-from .keys import encode, keyed
-from .kinds import ENDS, STATES, kind_of
+from .keys import decode, encode, keyed
+from .kinds import ENDS, LEVELS, STATES, kind_of
 from .ledger import Ledger
 
 DAY = 86_400.0
@@ -91,11 +92,8 @@ class Book:
                 request.
         """
         what = kind_of(kind)
-        for name, value in (('client_id', client_id), ('verified_by', verified_by)):
-            if not isinstance(value, str) or not value.strip():
-                raise ValueError(f"'{name}' must be a text (got {value!r})")
-        now = self.clock()
-        received = now if received_at is None else float(received_at)
+        now, received = self.clock(), received_at
+        received = now if received is None else check_float(received, 'received_at', 0)
         if received > now + DAY:
             raise ValueError("'received_at' lies in the future")
         rows: dict[str, tuple[str, str]] = {}
@@ -109,7 +107,10 @@ class Book:
                 rows[keyed(self.key, level, raw)] = level, encode(level, raw)
         if not rows:
             raise ValueError('A request must name a user, an item or a pair (got none)')
-        days = what.days if due_days is None else float(due_days)
+        ids = [decode(level, raw) for level, raw in rows.values()]
+        check_text(client_id, 'client_id', ids)
+        check_text(verified_by, 'verified_by', ids)
+        days = what.days if due_days is None else check_float(due_days, 'due_days', 0)
         content = sha256(json.dumps([kind, sorted(rows)]).encode()).hexdigest()
         ledger = self.ledger
         with ledger.transaction():
@@ -203,9 +204,9 @@ class Book:
             'cancelled': ('queued', 'review', 'held'),
         }
         check_choice(to, 'to', tuple(allowed))
-        for name, value in (('who', who), ('why', why)):
-            if not isinstance(value, str) or not value.strip():
-                raise ValueError(f"'{name}' must be a text (got {value!r})")
+        ids = [decode(row['level'], row['raw']) for row in self.targets([number])]
+        check_text(who, 'who', ids)
+        check_text(why, 'why', ids)
         ledger, now = self.ledger, self.clock()
         with ledger.transaction():
             state = self.info(number).state
@@ -234,8 +235,9 @@ class Book:
     def to_review(self, number: int, why: str) -> None:
         r"""Lets a person look at a request that waits."""
         with self.ledger.transaction():
-            self._set(number, 'review', why)
-            self.ledger.event(self.clock(), 'review', request=number, reason=why)
+            if self.info(number).state == 'queued':  # Nobody has cancelled it since.
+                self._set(number, 'review', why)
+                self.ledger.event(self.clock(), 'review', request=number, reason=why)
 
     def lift(self, level: str, raw: Any, who: str, why: str) -> None:
         r"""Lets a subject come back in new data: a new consent, a reinstated item.
@@ -243,23 +245,27 @@ class Book:
         Raises:
             ValueError: If it is not suppressed, or its request is still at work.
         """
-        digest = keyed(self.key, level, raw)
-        for name, value in (('who', who), ('why', why)):
-            if not isinstance(value, str) or not value.strip():
-                raise ValueError(f"'{name}' must be a text (got {value!r})")
+        digest = keyed(self.key, check_choice(level, 'level', LEVELS), raw)
+        check_text(who, 'who', [raw])
+        check_text(why, 'why', [raw])
         with self.ledger.transaction():
             row = self.ledger.row(
-                'SELECT r.state FROM suppression s JOIN request r ON r.id = s.request '
-                'WHERE s.digest = ? AND s.lifted_at IS NULL',
+                'SELECT 1 FROM suppression WHERE digest = ? AND lifted_at IS NULL',
                 digest,
             )
             if row is None:
                 raise ValueError(f'This {level} is not suppressed')
-            if row['state'] not in ENDS:
-                raise ValueError(
-                    f"The request about this {level} is still '{row['state']}'. Cancel "
-                    f'it, or wait for its end.'
-                )
+            rows = self.ledger.rows(
+                'SELECT r.id, r.state FROM target t JOIN request r ON r.id = t.request '
+                'WHERE t.digest = ? ORDER BY r.id',
+                digest,
+            )
+            for row in rows:
+                if row['state'] not in ENDS:
+                    raise ValueError(
+                        f"Request {row['id']} about this {level} is still "
+                        f"'{row['state']}'. Cancel it, or wait for its end."
+                    )
             self._lift('digest = ?', digest)
             self.ledger.event(self.clock(), 'lifted', digest=digest, who=who, why=why)
 
@@ -296,10 +302,12 @@ class Book:
         )
 
     def _pass_on(self, number: int) -> None:
-        r"""Leaves what another request asks for as well to that one."""
+        r"""Leaves what a later request asks for as well to that one. Whatever an
+        earlier one had asked for was lifted before this one came.
+        """
         other = (
             'FROM target t JOIN request r ON r.id = t.request '
-            'WHERE t.digest = suppression.digest AND t.request != suppression.request '
+            'WHERE t.digest = suppression.digest AND t.request > suppression.request '
             "AND r.state NOT IN ('rejected', 'cancelled')"
         )
         self.ledger.write(
@@ -314,3 +322,20 @@ class Book:
             self.clock(),
             value,
         )
+
+
+def check_text(value: Any, name: str, ids: Iterable[Any] = ()) -> None:
+    r"""Raises unless :obj:`value` is a text, and names none of some ids: it stays when
+    these are destroyed.
+    """
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"'{name}' must be a text (got {value!r})")
+    for raw in ids:
+        for part in raw if isinstance(raw, (tuple, list)) else (raw,):
+            # An integer may stand for anything.
+            found = isinstance(part, str) and part in value
+            if found and re.search(rf'(?<!\w){re.escape(part)}(?!\w)', value):
+                raise ValueError(
+                    f"'{name}' must not name whom the request is about, since it stays "
+                    f'when the ids are destroyed. Use a number of your own.'
+                )

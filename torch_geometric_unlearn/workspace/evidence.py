@@ -15,13 +15,23 @@ from torch_geometric_unlearn.report import read_report, write_report
 from torch_geometric_unlearn.utils.files import atomic_save, make_folder
 from torch_geometric_unlearn.utils.versions import versions
 
-from .gates import Gate, overall
+from .gates import NAMES, Gate, overall
 from .ledger import check_chain
 
 if TYPE_CHECKING:
     from .workspace import Workspace
 
 MANIFEST = 'manifest.json'
+_FILES = {
+    'decisions.json',
+    'events.json',
+    'gates.json',
+    'limits.txt',
+    'lineage.json',
+    'report.html',
+    'report.json',
+    'requests.json',
+}
 _LIMITS = """What this folder does not say
 =============================
 
@@ -72,7 +82,7 @@ def bundle(ws: Workspace, job: str) -> Path:
     for gate in ws.ledger.rows(sql, job):
         entry = json.loads(gate['content']) | {'verdict': gate['verdict']}
         attempts.setdefault(str(gate['attempt']), []).append(entry)
-    version = ws.ledger.row('SELECT * FROM version WHERE job = ?', job)
+    version = ws.ledger.row('SELECT * FROM version WHERE id = ?', row['version'])
     assert version is not None
     settings = {k: v for k, v in asdict(ws.settings).items() if k != 'key'}
     files = {
@@ -137,13 +147,24 @@ def verify(folder: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: If something does not fit; says what.
     """
-    folder = Path(folder)
+    try:
+        return _verify(Path(folder))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"'{folder}' does not hold the evidence of a job: its content has another "
+            f'form ({error!r})'
+        ) from error
+
+
+def _verify(folder: Path) -> dict[str, Any]:
     manifest = _read(folder, MANIFEST)
-    found = {path.name for path in folder.iterdir()} - {MANIFEST}
-    if found != set(manifest['files']):
+    if set(manifest) != {'job', 'files'} or not set(manifest['files']) >= _FILES:
+        raise ValueError(f"'{MANIFEST}' does not name the evidence of a job")
+    there = {path.name for path in folder.iterdir()} - {MANIFEST}
+    if there != set(manifest['files']):
         raise ValueError(
             f"'{folder}' must hold the files of its manifest and no others (differing: "
-            f'{sorted(found ^ set(manifest["files"]))})'
+            f'{sorted(there ^ set(manifest["files"]))})'
         )
     for name, digest in manifest['files'].items():
         if sha256((folder / name).read_bytes()).hexdigest() != digest:
@@ -154,7 +175,13 @@ def verify(folder: str | Path) -> dict[str, Any]:
     if lineage['job'] != manifest['job']:
         raise ValueError("'manifest.json' and 'lineage.json' are of different jobs")
     written = _read(folder, 'gates.json')
-    last = max(written['attempts'], key=int)
+    last = max(written['attempts'], key=int, default='0')
+    found = {entry['name'] for entry in written['attempts'].get(last, [])}
+    if found != set(NAMES):
+        raise ValueError(
+            f'The last attempt must have gone through all gates (differing: '
+            f'{sorted(found ^ set(NAMES))})'
+        )
     for attempt, entries in written['attempts'].items():
         for entry in entries:
             content = {k: v for k, v in entry.items() if k != 'verdict'}
@@ -168,8 +195,17 @@ def verify(folder: str | Path) -> dict[str, Any]:
         for entry in written['attempts'][last]
     ]
     verdict = overall(gates)
-    # What could not be told may have been decided together with later requests.
-    if written['verdict'] not in (verdict, 'pass') or verdict == 'fail':
+    # What could not be told may have been decided together with later requests, and
+    # what could be told is open again after a rollback.
+    later = {
+        event['kind']
+        for event in segment['events']
+        if manifest['job'] in json.loads(event['body']).get('jobs', [])
+    }
+    allowed = {verdict} - {'fail'}
+    allowed |= {'pass'} if 'decided' in later else set()
+    allowed |= {'inconclusive'} if 'rolled_back' in later else set()
+    if written['verdict'] not in allowed or verdict == 'fail':
         raise ValueError(
             f"The verdict '{written['verdict']}' does not follow from the gates, which "
             f"say '{verdict}'"

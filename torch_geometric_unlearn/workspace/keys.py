@@ -51,11 +51,11 @@ def encode(level: str, raw: Any) -> str:
     r"""Returns a raw id, or the two of a pair, with their types as JSON.
 
     Raises:
-        TypeError: If an id is neither a string nor an integer.
+        TypeError: If an id is neither a string nor an integer, or a pair no pair.
     """
+    if level == 'pair' and (not isinstance(raw, (tuple, list)) or len(raw) != 2):
+        raise TypeError('A pair must be (user, item), as a tuple')
     ids = list(raw) if level == 'pair' else [raw]
-    if level == 'pair' and len(ids) != 2:
-        raise ValueError(f'A pair must be (user, item) (got {len(ids)} ids)')
     for part in ids:
         if isinstance(part, bool) or not isinstance(part, (str, int)):
             raise TypeError(

@@ -21,14 +21,12 @@ class Kind:
         name (str): Its name.
         days (int): Days from receipt to the default deadline.
         levels (tuple): What it may name.
-        purges (bool): Whether old weights and data are destroyed once it is completed.
         retrains (bool): Whether the model is trained from scratch, not unlearned.
     """
 
     name: str
     days: int
     levels: tuple[str, ...]
-    purges: bool = True
     retrains: bool = False
 
 
@@ -37,8 +35,8 @@ KINDS = {
     for kind in (
         Kind('erasure', 30, ('user', 'item', 'pair')),
         Kind('consent', 30, ('user', 'pair')),
-        Kind('takedown', 7, ('item',), purges=False),
-        Kind('correction', 90, ('pair',), purges=False),
+        Kind('takedown', 7, ('item',)),
+        Kind('correction', 90, ('pair',)),
         Kind('cleanup', 3, ('user', 'item', 'pair'), retrains=True),
     )
 }

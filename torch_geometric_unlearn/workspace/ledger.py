@@ -33,7 +33,8 @@ CREATE TABLE suppression (
 CREATE TABLE job (
     id TEXT PRIMARY KEY, parent TEXT NOT NULL, requests TEXT NOT NULL,
     methods TEXT NOT NULL, state TEXT NOT NULL, attempts INTEGER NOT NULL,
-    created_at REAL NOT NULL, finished_at REAL, verdict TEXT, pairs TEXT);
+    created_at REAL NOT NULL, finished_at REAL, verdict TEXT, pairs TEXT,
+    num_pairs INTEGER, version TEXT, bundled_at REAL);
 CREATE TABLE version (
     id TEXT PRIMARY KEY, parent TEXT, job TEXT, data TEXT NOT NULL, state TEXT NOT NULL,
     watermark INTEGER NOT NULL, is_full INTEGER NOT NULL, created_at REAL NOT NULL);
@@ -81,9 +82,15 @@ class Ledger:
                 self.db.execute(f'PRAGMA {pragma}')
             with self.transaction():
                 self._migrate()
+        except sqlite3.OperationalError:  # Locked, or the disk is full.
+            self.db.close()
+            raise
         except sqlite3.DatabaseError as error:
             self.db.close()
             raise ValueError(f"'{path}' is no ledger ({error})") from error
+        except BaseException:
+            self.db.close()
+            raise
 
     def _migrate(self) -> None:
         version = self.db.execute('PRAGMA user_version').fetchone()[0]
@@ -93,6 +100,11 @@ class Ledger:
                 f"does not know (at most {SCHEMA_VERSION}). Update the package."
             )
         if version == 0:
+            if self.row('SELECT 1 FROM sqlite_master') is not None:
+                raise ValueError(
+                    f"'{self.path}' is no ledger: it holds the tables of another "
+                    f'program'
+                )
             self._run(_TABLES)
         while 0 < version < SCHEMA_VERSION:
             self._run(MIGRATIONS[version])
@@ -117,10 +129,11 @@ class Ledger:
         self.db.execute('BEGIN IMMEDIATE')
         try:
             yield
+            self.db.execute('COMMIT')
         except BaseException:
-            self.db.execute('ROLLBACK')
+            if self.db.in_transaction:
+                self.db.execute('ROLLBACK')
             raise
-        self.db.execute('COMMIT')
 
     def rows(self, sql: str, *values: Any) -> list[sqlite3.Row]:
         r"""Returns the rows of a query."""
@@ -144,14 +157,29 @@ class Ledger:
         row = (number, at, kind, text, link)
         self.write('INSERT INTO event VALUES (?, ?, ?, ?, ?)', *row)
 
-    def check_chain(self) -> int:
+    @property
+    def head(self) -> str:
+        r"""The hash of the last event."""
+        row = self.row('SELECT hash FROM event ORDER BY id DESC LIMIT 1')
+        return _START if row is None else row['hash']
+
+    def check_chain(self, head: str | None = None) -> int:
         r"""Returns the number of events.
+
+        Args:
+            head (str, optional): An earlier :attr:`head`, which must be among them.
+                (default: :obj:`None`)
 
         Raises:
             ValueError: If one was changed or taken out; says which.
         """
         events = [dict(row) for row in self.rows('SELECT * FROM event ORDER BY id')]
         check_chain(events)
+        if head not in (None, _START, *(row['hash'] for row in events)):
+            raise ValueError(
+                'The last events of the chain are missing. If the ledger is an older '
+                'copy, requests that came in since are lost: bring the newer one back.'
+            )
         return len(events)
 
     def close(self) -> None:

@@ -1,11 +1,28 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from torch_geometric_unlearn import unlearn
 from torch_geometric_unlearn.report import save_json
+from torch_geometric_unlearn.utils.check import check_float, check_int
+
+#: The least value of every number; integers are whole numbers.
+_LEAST = {
+    'k': 1,
+    'seed': 0,
+    'min_users': 1,
+    'min_pairs': 1,
+    'max_wait_days': 0.0,
+    'probation_days': 0.0,
+    'surge_share': 0.0,
+    'max_updates': 0,
+    'max_erased': 0.0,
+    'max_days': 0.0,
+}
 
 
 @dataclass(frozen=True)
@@ -46,6 +63,30 @@ class Settings:
     max_updates: int = 50
     max_erased: float = 0.05
     max_days: float = 90.0
+
+    def __post_init__(self) -> None:
+        r"""Checks all of them.
+
+        Raises:
+            TypeError: If one is of another type.
+            ValueError: If one is out of its range, or there is no such method.
+        """
+        method = getattr(unlearn, str(self.method), None)
+        if not isinstance(method, type) or not issubclass(method, unlearn.Unlearner):
+            raise ValueError(
+                f"'method' must be the name of an unlearning method, as 'TRU' (got "
+                f'{self.method!r})'
+            )
+        for name in ('method_args', 'fit_args'):
+            if not isinstance(getattr(self, name), dict):
+                raise TypeError(f"'{name}' must be a dict of arguments")
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if isinstance(least, int):
+                check_int(value, name, least)
+            else:
+                share = name in ('surge_share', 'max_erased')
+                check_float(value, name, least, 1.0 if share else math.inf)
 
     def save(self, path: Path) -> None:
         r"""Writes the file."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,12 +15,13 @@ from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import is_erased
 from torch_geometric_unlearn.train.fit import fit
 from torch_geometric_unlearn.unlearn import RowReset
+from torch_geometric_unlearn.utils.files import remove_stale
 from torch_geometric_unlearn.utils.seed import isolated_seed
 
 from . import evidence
-from .book import DAY
-from .keys import keyed
-from .worker import remark
+from .book import DAY, check_text
+from .keys import encode, keyed
+from .worker import mark, remark, settle
 
 if TYPE_CHECKING:
     from .workspace import Workspace
@@ -29,15 +32,15 @@ def finalise(ws: Workspace) -> list[int]:
     versions before, and returns their numbers.
     """
     limit = ws.clock() - ws.settings.probation_days * DAY
-    rows = ws.ledger.rows(
-        'SELECT r.id, r.job FROM request r JOIN job j ON j.id = r.job '
-        "WHERE r.state = 'probation' AND j.finished_at <= ? AND j.verdict = 'pass'",
-        limit,
-    )
-    numbers, jobs = [row['id'] for row in rows], sorted({row['job'] for row in rows})
-    if not numbers:
-        return []
     with ws.ledger.transaction():
+        rows = ws.ledger.rows(
+            'SELECT r.id, r.job FROM request r JOIN job j ON j.id = r.job WHERE '
+            "r.state = 'probation' AND j.finished_at <= ? AND j.verdict IN "
+            "('pass', 'nothing')",
+            limit,
+        )
+        numbers = [row['id'] for row in rows]
+        jobs = sorted({row['job'] for row in rows})
         for number in numbers:
             ws.ledger.write(
                 "UPDATE request SET state = 'completed' WHERE id = ?", number
@@ -45,23 +48,23 @@ def finalise(ws: Workspace) -> list[int]:
             ws.book.finish(number)
         for job in jobs:
             ws.ledger.write('UPDATE job SET pairs = NULL WHERE id = ?', job)
-        kept = json.dumps(sorted(ws.versions.kept()))
-        ws.ledger.write(
-            "UPDATE version SET state = 'purged' WHERE state != 'purged' AND id "
-            'NOT IN (SELECT value FROM json_each(?))',
-            kept,
-        )
-        ws.ledger.event(ws.clock(), 'completed', requests=numbers)
+        where = "state != 'purged' AND id NOT IN (SELECT value FROM json_each(?))"
+        kept = json.dumps(sorted(ws.versions.kept(limit)))
+        rows = ws.ledger.rows(f'SELECT id FROM version WHERE {where}', kept)
+        purged = [row['id'] for row in rows]
+        ws.ledger.write(f"UPDATE version SET state = 'purged' WHERE {where}", kept)
+        if numbers or purged:
+            ws.ledger.event(
+                ws.clock(), 'completed', requests=numbers, purged=sorted(purged)
+            )
     heal(ws)
-    for job in jobs:
-        evidence.bundle(ws, job)
     return numbers
 
 
 def heal(ws: Workspace) -> list[str]:
     r"""Finishes what a crash has left, and returns what it did."""
     done, ledger = [], ws.ledger
-    ledger.check_chain()
+    ledger.check_chain(ws.versions.served_head())
     with ledger.transaction():
         rows = ledger.rows("SELECT id FROM request WHERE state = 'working'")
         for row in rows:
@@ -77,38 +80,94 @@ def heal(ws: Workspace) -> list[str]:
         if path.name not in keep:
             path.unlink()
             done.append(f'removed jobs/{path.name}')
+    done += _remove_drafts(ws)
     ws.versions.write_serving()
+    rows = ledger.rows(
+        'SELECT id FROM job WHERE version IS NOT NULL AND pairs IS NULL AND '
+        'bundled_at IS NULL ORDER BY finished_at'
+    )
+    for row in rows:
+        evidence.bundle(ws, row['id'])
+        with ledger.transaction():
+            ledger.write(
+                'UPDATE job SET bundled_at = ? WHERE id = ?', ws.clock(), row['id']
+            )
+        done.append(f'wrote evidence/{row["id"]}')
     return done
+
+
+def _remove_drafts(ws: Workspace) -> list[str]:
+    r"""Removes reports of jobs that promoted nothing, and what killed writes left."""
+    rows = ws.ledger.rows('SELECT id FROM job WHERE version IS NOT NULL')
+    keep, gone = {row['id'] for row in rows}, []
+    remove_stale(str(ws.root))
+    for folder in sorted((ws.root / 'evidence').glob('*')):
+        if folder.name in keep:
+            remove_stale(str(folder))
+        else:
+            shutil.rmtree(folder)
+            gone.append(f'removed evidence/{folder.name}')
+    return gone
 
 
 def refresh(ws: Workspace, data: HeteroData, who: str, why: str) -> str:
     r"""Trains a new model on new data and puts it into service."""
-    data = with_ids(schema.validate(data))
+    check_text(who, 'who')
+    check_text(why, 'why')
+    data = with_ids(data)
     _check_clean(ws, data)
+    # Whoever waits and is not in the new data is erased by it.
+    waiting = [
+        row['id']
+        for row in ws.ledger.rows(
+            "SELECT id FROM request WHERE state IN ('queued', 'review', 'held')"
+        )
+    ]
+    outcomes = mark(ws, waiting)[1]
+    gone = [key for key, outcome in outcomes.items() if outcome == 'erased']
+
+    def absorb() -> None:
+        for number, digest in gone:
+            ws.ledger.write(
+                "UPDATE target SET outcome = 'erased', pairs = 0 WHERE request = ? AND "
+                'digest = ?',
+                number,
+                digest,
+            )
+
+    watermark = ws.versions.service['watermark'] + len({number for number, _ in gone})
+    return _train(ws, data, watermark, who, why, absorb)
+
+
+def _train(
+    ws: Workspace,
+    data: HeteroData,
+    watermark: int,
+    who: str,
+    why: str,
+    then: Callable[[], None],
+) -> str:
     seed = ws.settings.seed
     with isolated_seed(seed):
         model = ws.build_model(data)
     fit(model, data, seed=seed, **ws.settings.fit_args)
-    watermark = ws.versions.service['watermark']
-    return ws.versions.install(model, data, who, watermark, why)
+    return ws.versions.install(model, data, who, watermark, why, then)
 
 
 def decide(ws: Workspace, why: str) -> str:
     r"""Trains a new model on the data in service, which settles all that the gates of
     unlearned ones could not tell.
     """
-    data = ws.versions.get_data(ws.versions.service['data'])
-    version = refresh(ws, data, 'worker', why)
-    with ws.ledger.transaction():
-        ws.ledger.write(
-            "UPDATE job SET verdict = 'pass' WHERE verdict = 'inconclusive'"
-        )
-        ws.ledger.event(ws.clock(), 'decided', version=version, why=why)
-    return version
+    service = ws.versions.service
+    data = ws.versions.get_data(service['data'])
+    watermark = service['watermark']
+    return _train(ws, data, watermark, 'worker', why, lambda: settle(ws))
 
 
 def rollback(ws: Workspace, who: str, why: str) -> str:
     r"""Goes back to the version before, without what was erased since."""
+    check_text(who, 'who')
+    check_text(why, 'why')
     versions = ws.versions
     service, parent = versions.service, versions.service['parent']
     if parent is None or not versions.store.model_path(parent).exists():
@@ -121,15 +180,30 @@ def rollback(ws: Workspace, who: str, why: str) -> str:
     old, before = versions.get_model(parent), versions.get_data(row['data'])
     marked = remark(before, versions.get_data(service['data']))
     result = RowReset(seed=ws.settings.seed)(old, marked)
-    names = versions.store.put_model(result.model), service['data']
+    store = versions.store
+    names = store.put_model(result.model), store.put_data(result.data)
+    if names[0] == service['id']:
+        raise ValueError(
+            'The earlier version without what was erased since is the one in service. '
+            "Train a new one with 'refresh'."
+        )
+    # The old weights have learned from what was erased since: not told any more.
+    reopened = ws.ledger.rows(
+        "SELECT DISTINCT j.id FROM job j JOIN request r ON r.job = j.id JOIN version v "
+        "ON v.id = j.version WHERE r.state = 'probation' AND v.watermark >= ?",
+        row['watermark'] + (not service['is_full']),
+    )
+    jobs = [job['id'] for job in reopened]
     with ws.ledger.transaction():
-        versions.add_version(names, service['watermark'], None, False)
+        versions.add_version(names, service['watermark'], None, False, row['parent'])
+        versions.point_to(names[0], who, why)
         ws.ledger.write(
             "UPDATE version SET state = 'withdrawn' WHERE id = ?", service['id']
         )
-        versions.point_to(names[0], who, why)
+        for job in jobs:
+            ws.ledger.write("UPDATE job SET verdict = 'inconclusive' WHERE id = ?", job)
         ws.ledger.event(
-            ws.clock(), 'rolled_back', version=names[0], who=who, why=why
+            ws.clock(), 'rolled_back', version=names[0], who=who, why=why, jobs=jobs
         )
     versions.write_serving()
     return names[0]
@@ -139,10 +213,19 @@ def with_ids(data: HeteroData) -> HeteroData:
     r"""Returns data whose users and items have raw ids, their internal ones if there
     are no others, so that an erased one can be told.
     """
-    data = copy.copy(data)
+    data = copy.copy(schema.validate(data))
+    if 'forget_mask' in data[schema.EDGE_TYPE]:
+        raise ValueError("'data' must hold no request. Submit it afterwards.")
     for kind in (schema.USER, schema.ITEM):
-        if 'raw_id' not in data[kind]:
-            data[kind].raw_id = list(range(int(data[kind].num_nodes)))
+        ids = data[kind].get('raw_id', range(int(data[kind].num_nodes)))
+        ids = ids.tolist() if hasattr(ids, 'tolist') else list(ids)
+        for raw in ids:
+            encode(kind, raw)
+        if len(set(ids)) < len(ids) or len(ids) != data[kind].num_nodes:
+            raise ValueError(
+                f"data['{kind}'].raw_id must hold one id per {kind}, each once"
+            )
+        data[kind].raw_id = ids
     return data
 
 
@@ -151,9 +234,11 @@ def _check_clean(ws: Workspace, data: HeteroData) -> None:
     suppressed, names = ws.book.suppressed(), {}
     for kind in (schema.USER, schema.ITEM):
         names[kind] = ids = list(data[kind].raw_id)
-        for raw, index in ws.versions.internal(kind).items():
-            is_same = index < len(ids) and (ids[index] == raw or is_erased(ids[index]))
-            if not is_same:
+        before = ws.versions.get_data(ws.versions.service['data'])[kind].raw_id
+        for index, raw in enumerate(before):
+            new = ids[index] if index < len(ids) else None
+            # An erased one's is given to nobody.
+            if not is_erased(new) and (is_erased(raw) or new != raw):
                 raise ValueError(
                     f"The data gives internal ids of {kind}s to others. Build it with "
                     f"'from_frame(..., like=...)' of the data in service."

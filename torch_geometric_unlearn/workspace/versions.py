@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,20 @@ class Versions:
             'SELECT v.* FROM version v JOIN alias_event a ON a.version = v.id '
             'ORDER BY a.id DESC LIMIT 1'
         )
+        if row is None:
+            raise ValueError(
+                f"The workspace '{self.root}' was not made completely. Remove the "
+                f'folder and make it anew.'
+            )
+        return row
+
+    @property
+    def last_full(self) -> Any:
+        r"""The last version that was trained from scratch, a row of the ledger."""
+        row = self.ledger.row(
+            "SELECT * FROM version WHERE is_full = 1 AND state != 'withdrawn' "
+            'ORDER BY created_at DESC, rowid DESC LIMIT 1'
+        )
         assert row is not None
         return row
 
@@ -75,15 +90,22 @@ class Versions:
         return {raw: index for index, raw in enumerate(ids) if not is_erased(raw)}
 
     def add_version(
-        self, names: tuple[str, str], watermark: int, job: str | None, is_full: bool
+        self,
+        names: tuple[str, str],
+        watermark: int,
+        job: str | None,
+        is_full: bool,
+        parent: str | None,
     ) -> None:
-        r"""Registers a version; inside a transaction."""
-        row = self.ledger.row(_LAST)
-        parent = None if row is None else row['version']
+        r"""Registers a version, or other data of one; inside a transaction."""
         self.ledger.write(
-            'INSERT OR REPLACE INTO version VALUES (?, ?, ?, ?, ?, ?, ?, ?)',
+            'INSERT INTO version VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO '
+            'UPDATE SET data = excluded.data, state = excluded.state, '
+            'watermark = MAX(watermark, excluded.watermark), created_at = '
+            'CASE WHEN excluded.is_full THEN excluded.created_at ELSE created_at END, '
+            'is_full = MAX(is_full, excluded.is_full)',
             names[0],
-            parent if parent != names[0] else None,
+            parent,
             job,
             names[1],
             'candidate',
@@ -125,16 +147,26 @@ class Versions:
         who: str,
         watermark: int,
         why: str = 'a full training',
+        then: Callable[[], None] = lambda: None,
     ) -> str:
+        r"""Puts a trained model into service, and calls :obj:`then` in the same
+        transaction. Returns the version.
+
+        Raises:
+            ValueError: If the model is not finite.
+        """
         names = self.store.put_model(model), self.store.put_data(data)
         served = Served.of(self.store.get_model(names[0], data, self.build_model), data)
         if not served.is_finite:
             raise ValueError('The model is not finite and must not be served')
         self.save_full_ndcg(names[0], *retained_ndcg(served, data, self.k))
         with self.ledger.transaction():
-            self.add_version(names, watermark, None, True)
+            last = self.ledger.row(_LAST)
+            parent = None if last is None else last['version']
+            self.add_version(names, watermark, None, True, parent)
             self.point_to(names[0], who, why)
             self.ledger.event(self.clock(), 'installed', version=names[0], who=who)
+            then()
         self.write_serving()
         return names[0]
 
@@ -151,8 +183,16 @@ class Versions:
             'data': service['data'],
             'watermark': service['watermark'],
             'contained_requests': waiting['n'],
+            'head': self.ledger.head,
         }
         save_json(self.root / 'serving.json', content)
+
+    def served_head(self) -> str | None:
+        r"""Returns the last event that :obj:`serving.json` knows of."""
+        try:
+            return str(json.loads((self.root / 'serving.json').read_text())['head'])
+        except (FileNotFoundError, ValueError, KeyError):  # Written anew.
+            return None
 
     def save_full_ndcg(self, version: str, users: Tensor, ndcg: Tensor) -> None:
         r"""Keeps the utility of a full training, user by user."""
@@ -161,22 +201,24 @@ class Versions:
 
     def full_ndcg(self) -> tuple[Tensor, Tensor] | None:
         r"""Returns users and their NDCG@K at the last full training."""
-        row = self.ledger.row(
-            'SELECT id FROM version WHERE is_full = 1 ORDER BY created_at DESC LIMIT 1'
-        )
-        if row is None:
+        path = self.root / 'full' / f'{self.last_full["id"]}.safetensors'
+        if not path.exists():  # The training after it was taken out of service.
             return None
-        tensors, _ = load_tensors(self.root / 'full' / f'{row["id"]}.safetensors')
+        tensors, _ = load_tensors(path)
         return tensors['users'], tensors['ndcg']
 
-    def kept(self) -> set[str]:
-        r"""Returns the versions that must not be purged: what is served, and what
-        versions came from whose requests are on probation.
+    def kept(self, since: float) -> set[str]:
+        r"""Returns the versions that must not be purged: what is served, the one before
+        if that is served since then only, and what versions came from whose requests
+        are on probation.
         """
-        kept = {self.service['id']}
+        service = self.service
+        kept = {service['id']}
+        if service['created_at'] > since:
+            kept.add(service['parent'])
         rows = self.ledger.rows(
-            'SELECT v.id, v.parent FROM version v JOIN request r ON r.job = v.job '
-            "WHERE r.state = 'probation'"
+            'SELECT v.id, v.parent FROM version v JOIN job j ON j.version = v.id '
+            "JOIN request r ON r.job = j.id WHERE r.state = 'probation'"
         )
         for row in rows:
             kept |= {row['id'], row['parent']}
@@ -188,10 +230,7 @@ class Versions:
         models, data = ({row[key] for row in rows} for key in ('id', 'data'))
         gone = [f'removed {name}' for name in self.store.remove_all_but(models, data)]
         # The figures of the last full training outlive its weights.
-        last = self.ledger.row(
-            'SELECT id FROM version WHERE is_full = 1 ORDER BY created_at DESC LIMIT 1'
-        )
-        keep = models | ({last['id']} if last else set())
+        keep = models | {self.last_full['id']}
         for path in sorted((self.root / 'full').glob('*')):
             if path.stem not in keep:
                 path.unlink()

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
@@ -21,7 +23,7 @@ from torch_geometric_unlearn.utils.files import make_folder
 from . import evidence, upkeep, worker
 from .book import Book, RequestInfo
 from .contained import Contained
-from .keys import keyed, make_key, read_key
+from .keys import encode, keyed, make_key, read_key
 from .ledger import Ledger
 from .settings import Settings
 from .store import BuildModel
@@ -123,17 +125,22 @@ class Workspace:
                 f"'key' must lie outside of the folder (got '{path}'), or whoever gets "
                 f'the folder can tell whom it has erased.'
             )
-        data = schema.validate(data)
-        if 'forget_mask' in data[schema.EDGE_TYPE]:
-            raise ValueError("'data' must hold no request. Submit it afterwards.")
         data = upkeep.with_ids(data)
         chosen = Settings(key=str(path.resolve()), **settings)
+        is_new = not path.exists()
         make_folder(str(root))
-        if not path.exists():
-            make_key(path)
-        chosen.save(root / 'workspace.json')
-        ws = cls(root, build_model, clock)
-        ws.versions.install(model, data, 'created', 0)
+        try:
+            if is_new:
+                make_key(path)
+            chosen.save(root / 'workspace.json')
+            ws = cls(root, build_model, clock)
+            worker.make_unlearner(ws, chosen.method, 'none')
+            ws.versions.install(model, data, 'created', 0)
+        except BaseException:  # Nothing was there before.
+            shutil.rmtree(root)
+            if is_new:
+                path.unlink(missing_ok=True)
+            raise
         return ws
 
     # Requests -------------------------------------------------------------------------
@@ -170,13 +177,40 @@ class Workspace:
             ValueError: If an argument is wrong, or :obj:`client_id` names another
                 request.
         """
-        targets = {'user': list(users), 'item': list(items), 'pair': list(pairs)}
+        targets = {
+            'user': self._ids('user', users, 'users'),
+            'item': self._ids('item', items, 'items'),
+            'pair': self._ids('pair', pairs, 'pairs'),
+        }
         review = self._asks_for_everything(targets)
         info = self.book.submit(
             kind, targets, client_id, verified_by, received_at, due_days, review
         )
         self.versions.write_serving()
         return info
+
+    def _ids(self, level: str, ids: Iterable[Any], name: str) -> list[Any]:
+        r"""Returns ids as a list, and raises for those that nobody can have."""
+        if isinstance(ids, (str, bytes)):
+            raise TypeError(f"'{name}' must be a list of ids (got a single one)")
+        out = list(ids)
+        for raw in out:
+            encode(level, raw)
+            parts = zip(('user', 'item'), raw) if level == 'pair' else [(level, raw)]
+            for kind, part in parts:
+                self._check_type(kind, type(part))
+        return out
+
+    def _check_type(self, level: str, given: type) -> None:
+        r"""Raises if all ids are strings but this one is a number, or the other way."""
+        known = {isinstance(raw, str) for raw in self.versions.internal(level)}
+        if known and known == {not issubclass(given, str)}:
+            raise TypeError(
+                f'Ids of {level}s in the data are '
+                f'{"strings" if True in known else "integers"} (got a '
+                f"{given.__name__}), so that it would name nobody. Pass them as in "
+                f"'raw_id' of the data."
+            )
 
     def _asks_for_everything(self, targets: dict[str, list[Any]]) -> str:
         data = self.versions.get_data(self.versions.service['data'])
@@ -186,6 +220,12 @@ class Workspace:
             known = self.versions.internal(level)
             ids = [known[raw] for raw in targets[level] if raw in known]
             left &= ~torch.isin(pairs[row], torch.tensor(ids, dtype=torch.int64))
+        if targets['pair'] and left.any():
+            users, items = (self.versions.internal(x) for x in ('user', 'item'))
+            ones = [(users.get(u, -1), items.get(i, -1)) for u, i in targets['pair']]
+            named = schema.pair_codes(torch.tensor(ones).t(), schema.num_items(data))
+            codes = schema.pair_codes(pairs, schema.num_items(data))
+            left &= ~torch.isin(codes, named)
         return '' if left.any() else 'it asks for everything'
 
     def cancel(self, number: int, who: str, why: str) -> RequestInfo:
@@ -216,7 +256,8 @@ class Workspace:
     def load(self) -> tuple[Contained, HeteroData]:
         r"""Returns what is in service: the model, which recommends no item that is
         taken down, and the data, in which whatever waits to be erased is erased
-        already, its rows drawn anew.
+        already, its rows drawn anew. A request for everything takes no effect before
+        its review, other than that its items are not recommended.
 
         Users and items are looked up with :func:`raw_to_internal
         <torch_geometric_unlearn.data.from_frame.raw_to_internal>`; an erased user is
@@ -225,18 +266,19 @@ class Workspace:
         Raises:
             ValueError: If a file is not what it was.
         """
-        service = self.versions.service
-        model = self.versions.get_model(service['id'])
-        data = self.versions.get_data(service['data'])
-        waiting = [
-            row['id']
-            for row in self.ledger.rows(
-                'SELECT id FROM request WHERE state IN '
-                "('queued', 'review', 'held', 'working')"
-            )
-        ]
-        marked, _ = worker.mark(self, waiting)
-        banned = self._banned(data)
+        with self.ledger.transaction():  # Nothing is promoted or purged meanwhile.
+            service = self.versions.service
+            model = self.versions.get_model(service['id'])
+            data = self.versions.get_data(service['data'])
+            waiting = [
+                row['id']
+                for row in self.ledger.rows(
+                    'SELECT id FROM request WHERE state IN '
+                    "('queued', 'review', 'held', 'working')"
+                )
+            ]
+            marked, _ = worker.mark(self, waiting)
+            banned = self._banned(data)
         if marked is not data:
             result = RowReset(seed=self.settings.seed)(model, marked)
             model, data = result.model, result.data
@@ -265,6 +307,9 @@ class Workspace:
             item (str, optional): Column of item ids. (default: :obj:`'item'`)
         """
         out = self.book.suppressed()
+        for level, column in (('user', user), ('item', item)):
+            for given in {type(raw) for raw in frame[column].tolist()}:
+                self._check_type(level, given)
         rows = zip(frame[user].tolist(), frame[item].tolist())
         keep = []
         for pair in rows:
@@ -279,7 +324,7 @@ class Workspace:
                     for level, raw in digests
                 )
             )
-        return frame[keep]
+        return frame.loc[np.array(keep, dtype=bool)]
 
     def lift(self, level: str, raw: Any, who: str, why: str) -> None:
         r"""Lets a user, an item or a pair come back in new data: a new consent, an item
@@ -308,18 +353,14 @@ class Workspace:
         with self._locked():
             upkeep.heal(self)
             upkeep.finalise(self)
-            batch = self.plan()
-            if now and not batch.requests and (waiting := self.book.requests('queued')):
-                numbers = [info.id for info in waiting]
-                chain = list(dict.fromkeys([self.settings.method, 'Retrain']))
-                batch = Plan('asked for', numbers, chain)
+            batch = worker.plan(self, now)
             if batch.is_surge:
                 for number in batch.requests:
                     self.book.to_review(number, batch.reason)
             elif batch.decides:
                 upkeep.decide(self, batch.reason)
-            elif batch.requests:
-                jobs.append(worker.run(self, batch))
+            elif batch.requests and (job := worker.run(self, batch)) is not None:
+                jobs.append(job)
             upkeep.heal(self)
         return jobs
 
@@ -370,10 +411,14 @@ class Workspace:
             return upkeep.heal(self)
 
     def evidence(self, job: str) -> Path:
-        r"""Returns the folder with the evidence of a job, written anew if its requests
-        are not finished.
+        r"""Writes the evidence of a job as it stands, and returns its folder.
+
+        Raises:
+            Busy: If another process is at work.
+            ValueError: If nothing was promoted by such a job.
         """
-        return evidence.bundle(self, job)
+        with self._locked():
+            return evidence.bundle(self, job)
 
     def status(self) -> dict[str, Any]:
         r"""Returns numbers of requests by state, how many are overdue, and the version
