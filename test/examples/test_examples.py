@@ -1,4 +1,5 @@
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -66,6 +67,27 @@ def test_week_in_a_shop(run):
     assert users[0] < users[4] == 100
     assert sum('forgot' in line for line in lines) == 2
     assert lines[5].startswith('from scratch')
+
+
+@pytest.mark.usefixtures('few_trees')
+def test_workspace(run, tmp_path):
+    out = run('workspace.py', '--size', 'tiny', '--epochs', '2', '--folder', 'month')
+    for told in (
+        'T-1, an erasure',
+        'T-5, a cleanup',
+        'is in review (surge: ',
+        'A rollback: older weights',
+        'that are suppressed. Pass the table through',
+        'is trained on the others and served',
+        'All is done',
+        'Evidence of',
+    ):
+        assert told in out
+    ended = "All is done: {'completed': 5}" in out
+    assert re.search(r'Ids of 14 users found in \d+ files: (\d+)', out)[1] == '0' or (
+        not ended  # Two epochs may pass no gate.
+    )
+    assert (tmp_path / 'month' / 'shop.key').exists()
 
 
 def test_custom_recommender(run):
