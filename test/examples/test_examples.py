@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from torch_geometric_unlearn import train, unlearn
+from torch_geometric_unlearn.workspace import gates
 
 EXAMPLES = Path(__file__).parents[2] / 'examples'
 # Tiny data is too little for some audits, which say so.
@@ -70,24 +71,23 @@ def test_week_in_a_shop(run):
 
 
 @pytest.mark.usefixtures('few_trees')
-def test_workspace(run, tmp_path):
-    out = run('workspace.py', '--size', 'tiny', '--epochs', '2', '--folder', 'month')
+def test_workspace(run, monkeypatch):
+    limits = dict.fromkeys(gates.LIMITS, 9.0)  # What any model passes.
+    monkeypatch.setattr(gates, 'LIMITS', limits)
+    args = ['--size', 'tiny', '--epochs', '2', '--folder', 'month']
+    out = run('workspace.py', *args)
     for told in (
         'T-1, an erasure',
         'T-5, a cleanup',
         'is in review (surge: ',
-        'A rollback: older weights',
+        'A rollback: older weights, still free of all 5 requests.',
         'that are suppressed. Pass the table through',
         'is trained on the others and served',
-        'All is done',
-        'Evidence of',
+        "All is done: {'completed': 5}; nothing to mend.",
     ):
         assert told in out
-    ended = "All is done: {'completed': 5}" in out
-    assert re.search(r'Ids of 14 users found in \d+ files: (\d+)', out)[1] == '0' or (
-        not ended  # Two epochs may pass no gate.
-    )
-    assert (tmp_path / 'month' / 'shop.key').exists()
+    assert re.search(r'Ids of 14 users found in \d+ files: 0\.', out)
+    assert len(re.findall(r'Evidence of \w+: pass\.', out)) == 3
 
 
 def test_custom_recommender(run):

@@ -28,6 +28,7 @@ from torch_geometric_unlearn.nn.models.base import RecommenderLike
 from torch_geometric_unlearn.report import save_json
 from torch_geometric_unlearn.train.checkpoint import load_model
 from torch_geometric_unlearn.train.fit import fit
+from torch_geometric_unlearn.utils.check import check_float
 from torch_geometric_unlearn.utils.seed import isolated_seed
 
 from .book import RequestInfo
@@ -41,6 +42,7 @@ DONE, ERROR, USAGE, REVIEW, OVERDUE, BUSY = 0, 1, 2, 3, 4, 75
 #: The functions that give data and model, beside the ledger.
 SOURCE = 'source.json'
 _FOLDER = 'TGU_WORKSPACE'
+_MOST_DAYS = 3_660.0
 
 
 class Answer(NamedTuple):
@@ -309,9 +311,9 @@ def _init(args: argparse.Namespace) -> Answer:
 def _submit(args: argparse.Namespace) -> Answer:
     lines = _read_ids(args)
     ws = _open(args)
-    received = None
-    if args.received is not None:
-        received = _date(args.received)
+    received = None if args.received is None else _date(args.received)
+    if args.due_days is not None:
+        check_float(args.due_days, '--due-days', 0.0, _MOST_DAYS)
     targets, num_unknown = _targets(ws, lines)
     info = ws.submit(
         args.kind,
