@@ -37,6 +37,7 @@ def namespace():
         tgu.train,
         tgu.transforms,
         tgu.unlearn,
+        tgu.workspace,
     ):
         out |= {name: getattr(package, name) for name in package.__all__}
     data = tgu.datasets.SyntheticMultimodal('tiny')[0]

@@ -28,6 +28,8 @@ LAYERS = [
     'evaluation',
     'report',
     'testing',
+    'workspace',
+    '__main__',
 ]
 
 

@@ -17,6 +17,7 @@ from . import (
     transforms,
     unlearn,
     utils,
+    workspace,
 )
 
 __all__ = [
@@ -35,4 +36,5 @@ __all__ = [
     'transforms',
     'unlearn',
     'utils',
+    'workspace',
 ]

@@ -1,4 +1,5 @@
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from torch_geometric_unlearn import train, unlearn
+from torch_geometric_unlearn.workspace import gates
 
 EXAMPLES = Path(__file__).parents[2] / 'examples'
 # Tiny data is too little for some audits, which say so.
@@ -66,6 +68,26 @@ def test_week_in_a_shop(run):
     assert users[0] < users[4] == 100
     assert sum('forgot' in line for line in lines) == 2
     assert lines[5].startswith('from scratch')
+
+
+@pytest.mark.usefixtures('few_trees')
+def test_workspace(run, monkeypatch):
+    limits = dict.fromkeys(gates.LIMITS, 9.0)  # What any model passes.
+    monkeypatch.setattr(gates, 'LIMITS', limits)
+    args = ['--size', 'tiny', '--epochs', '2', '--folder', 'month']
+    out = run('workspace.py', *args)
+    for told in (
+        'T-1, an erasure',
+        'T-5, a cleanup',
+        'is in review (surge: ',
+        'A rollback: older weights, still free of all 5 requests.',
+        'that are suppressed. Pass the table through',
+        'is trained on the others and served',
+        "All is done: {'completed': 5}; nothing to mend.",
+    ):
+        assert told in out
+    assert re.search(r'Ids of 14 users found in \d+ files: 0\.', out)
+    assert len(re.findall(r'Evidence of \w+: pass\.', out)) == 3
 
 
 def test_custom_recommender(run):

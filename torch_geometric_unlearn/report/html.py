@@ -12,13 +12,14 @@ from functools import cache
 from hashlib import sha256
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from .svg import HATCH, bar_plot, heat_map, histogram, line_plot, path_plot
 from .table import json_bytes, without_nan
 from .verdict import interval_of, listing
 
+_PACKAGE = 'torch_geometric_unlearn.report'
 _NOTHING = 'not available'
 
 _TITLES = {
@@ -46,7 +47,9 @@ _INPUTS = {
     'controls': 'a simple method to compare with',
 }
 
-class _Cell(NamedTuple):
+class Cell(NamedTuple):
+    r"""What a place of a table shows: a text, its class, a hint, a line below."""
+
     text: str
     kind: str = ''
     title: str = ''
@@ -55,7 +58,7 @@ class _Cell(NamedTuple):
 
 class _Table(NamedTuple):
     head: list[tuple[str, str]]  # Name and unit.
-    rows: list[list[_Cell]]
+    rows: list[list[Cell]]
     caption: str = ''
     chosen: int | None = None
 
@@ -92,13 +95,15 @@ def render_html(content: Mapping[str, Any]) -> str:
         'hatch': Markup(HATCH),
         'json_sha256': sha256(json_bytes(content)).hexdigest(),
     }
-    return _environment().get_template('report.html').render(shown)
+    return environment(_PACKAGE).get_template('report.html').render(shown)
 
 
 @cache
-def _environment() -> Environment:
+def environment(package: str) -> Environment:
+    r"""Returns what renders the templates of a package and those of reports."""
+    packages = dict.fromkeys([package, _PACKAGE])
     out = Environment(
-        loader=PackageLoader('torch_geometric_unlearn.report'),
+        loader=ChoiceLoader([PackageLoader(name) for name in packages]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -157,7 +162,7 @@ def _models(content: Mapping[str, Any]) -> dict[str, Any]:
     rows = []
     for row in table['rows']:
         values, errors = row['values'], row['errors']
-        cells = [_Cell(row['name'], small=_ROLES[row['role']])]
+        cells = [Cell(row['name'], small=_ROLES[row['role']])]
         for name in names:
             source = 'exposure' if name in ('pair', 'exposure') else 'ranking'
             cells.append(_cell(values.get(f'{name}@{k}'), error=errors.get(source)))
@@ -170,7 +175,7 @@ def _models(content: Mapping[str, Any]) -> dict[str, Any]:
         rows.append([*cells, _cell(values.get('seconds'), '{:.1f}')])
     roles = [row['role'] for row in table['rows']]
     chosen = roles.index('unlearned')
-    return {'table': _grid(head, rows, 'All models, measured alike', chosen)}
+    return {'table': grid(head, rows, 'All models, measured alike', chosen)}
 
 
 def _modules(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,7 +212,7 @@ def _modules(content: Mapping[str, Any]) -> dict[str, Any]:
         f'the table below.',
     )
     head = ['Module', 'Sensitivity', 'Reversed', 'Moved', 'Moved by retraining']
-    table = _grid(
+    table = grid(
         [*head, 'Cosine'],
         [
             [
@@ -264,7 +269,7 @@ def _curve(content: Mapping[str, Any]) -> dict[str, Any]:
         'never seen',
     )
     keys = ('epoch', 'forget', 'reference', 'retain', 'selected')
-    table = _grid(
+    table = grid(
         ['Epoch', 'Forget', 'Never seen', 'Retain', 'Kept'],
         [[point[key] for key in keys] for point in points],
         chosen=next((i for i, p in enumerate(points) if p['selected']), None),
@@ -317,7 +322,7 @@ def _exposure(content: Mapping[str, Any]) -> dict[str, Any]:
         _percent,
     )
     groups = section['groups']
-    table = _grid(
+    table = grid(
         ['Deleted share up to', 'Items', 'Before', 'Unlearned', 'Retrained'],
         [
             [
@@ -386,7 +391,7 @@ def _membership(models: Mapping[str, Any]) -> dict[str, Any]:
                 ', '.join(sizes),
             ]
         )
-    table = _grid(
+    table = grid(
         [
             'Model',
             *((words, '95 % interval') for words in keys.values()),
@@ -410,7 +415,7 @@ def _membership(models: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _completion(models: Mapping[str, Any]) -> _Table:
-    return _grid(
+    return grid(
         ['Model', ('AUC', '95 % interval'), 'Users', 'Guesses'],
         [
             [name, _bounded(out['auc'], out['interval'])]
@@ -453,8 +458,8 @@ def _closeness(name: str, out: Mapping[str, Any]) -> dict[str, Any]:
     words = absent if isinstance(absent, (list, tuple)) else [str(absent)]
     words = [_CLOSENESS.get(word, word).lower() for word in words]
     return {
-        'table': _grid(head, [r for r in rows if r not in inner], _capital(name)),
-        'numbers': _grid(head, inner) if inner else None,
+        'table': grid(head, [r for r in rows if r not in inner], _capital(name)),
+        'numbers': grid(head, inner) if inner else None,
         'plot': plot and Markup(plot),
         'note': _Note(f'Not compared: {listing(words)}.') if words else None,
     }
@@ -464,7 +469,7 @@ def _flat_table(models: Mapping[str, Any]) -> _Table:
     flat = {name: dict(_flatten(out)) for name, out in models.items()}
     keys = dict.fromkeys(key for out in flat.values() for key in out)
     rows = [[key, *(out.get(key) for out in flat.values())] for key in keys]
-    return _grid(['Measure', *flat], rows)
+    return grid(['Measure', *flat], rows)
 
 
 def _flatten(value: Mapping[str, Any], prefix: str = '') -> list[tuple[str, Any]]:
@@ -500,12 +505,13 @@ def _settings(
     return out
 
 
-def _grid(
+def grid(
     head: Sequence[str | tuple[str, str]],
     rows: Iterable[Sequence[Any]],
     caption: str = '',
     chosen: int | None = None,
 ) -> _Table:
+    r"""Returns a table of cells and of values, for the macro of this name."""
     titles = [(name, '') if isinstance(name, str) else name for name in head]
     cells = [[_cell(value) for value in row] for row in rows]
     return _Table(titles, cells, caption, chosen)
@@ -514,16 +520,16 @@ def _grid(
 def _series(
     name: str, places: Sequence[Any], series: Mapping[str, Sequence[Any]]
 ) -> _Table:
-    return _grid([name, *series], zip(places, *series.values()))
+    return grid([name, *series], zip(places, *series.values()))
 
 
-def _cell(value: Any, form: str = '{:.4f}', error: str | None = None) -> _Cell:
-    if isinstance(value, _Cell):
+def _cell(value: Any, form: str = '{:.4f}', error: str | None = None) -> Cell:
+    if isinstance(value, Cell):
         return value
     if error:
-        return _Cell('failed', 'failed', error)
+        return Cell('failed', 'failed', error)
     text = _text(value, form)
-    return _Cell(text, 'soft' if text == _NOTHING else '')
+    return Cell(text, 'soft' if text == _NOTHING else '')
 
 
 def _text(value: Any, form: str = '{:.4f}') -> str:
@@ -533,7 +539,7 @@ def _text(value: Any, form: str = '{:.4f}') -> str:
     return form.format(value) if isinstance(value, float) else _plain(value)
 
 
-def _bounded(value: Any, interval: Sequence[Any] | None) -> _Cell:
+def _bounded(value: Any, interval: Sequence[Any] | None) -> Cell:
     if interval is None:
         return _cell(value)
     low, high = (_text(bound) for bound in interval)

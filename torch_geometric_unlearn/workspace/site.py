@@ -1,0 +1,316 @@
+r"""What a workspace tells those who run it: a page, and figures for a monitor."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from torch_geometric_unlearn.report.html import Cell, environment, grid
+from torch_geometric_unlearn.utils.files import atomic_save, make_folder
+
+from .book import DAY
+from .gates import FAIL, INCONCLUSIVE, LIMITS, PASS
+from .kinds import STATES
+
+if TYPE_CHECKING:
+    from .workspace import Workspace
+
+#: What a state means to who reads the page.
+MEANINGS = {
+    'queued': 'accepted, out of the lists, waits for the next run',
+    'review': 'a person has to decide',
+    'held': 'kept back by a person, out of the lists',
+    'working': 'being unlearned now',
+    'probation': 'unlearned and served; the old model still exists',
+    'completed': 'done, old model and ids destroyed',
+    'rejected': 'ended by a review',
+    'cancelled': 'ended by a person before any work',
+}
+VERDICTS = (PASS, FAIL, INCONCLUSIVE, 'nothing')
+_SIGNS = {PASS: '✓', FAIL: '✗', INCONCLUSIVE: '?', 'nothing': '–', None: '…'}
+#: States from which a request still has to be unlearned.
+_OPEN = "('queued', 'review', 'held', 'working')"
+_MOST, _WIDTH = 20, 160
+
+
+def utc(seconds: float) -> str:
+    r"""Returns a time in words, to the minute."""
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime('%Y-%m-%d %H:%M UTC')
+
+
+def span(seconds: float) -> str:
+    r"""Returns how long something takes, in days or hours."""
+    days = abs(seconds) / DAY
+    return f'{days:.1f} days' if days >= 1 else f'{24 * days:.1f} hours'
+
+
+def write_site(ws: Workspace) -> Path:
+    r"""Writes :obj:`site/index.html` and :obj:`metrics.prom`, and returns the page."""
+    content = collect(ws)
+    page = ws.root / 'site' / 'index.html'
+    make_folder(str(page.parent))
+    files = {page: render(content), ws.root / 'metrics.prom': metrics(content)}
+    for path, text in files.items():
+        _write(path, text.encode())
+    return page
+
+
+def _write(path: Path, text: bytes) -> None:
+    atomic_save(lambda file: file.write(text), path, len(text))
+
+
+def collect(ws: Workspace) -> dict[str, Any]:
+    r"""Returns what the page and the figures are made of; it holds no raw id."""
+    ledger = ws.ledger
+    due = ledger.rows(
+        f'SELECT id FROM request WHERE state IN {_OPEN} ORDER BY due_at, id LIMIT ?',
+        _MOST,
+    )
+    served = ledger.rows(
+        'SELECT a.at, a.who, a.why, v.* FROM alias_event a JOIN version v '
+        'ON v.id = a.version ORDER BY a.id DESC LIMIT ?',
+        _MOST,
+    )
+    jobs = ledger.rows(
+        "SELECT * FROM job WHERE state != 'left' ORDER BY created_at DESC, rowid DESC "
+        'LIMIT 5'
+    )
+    last = ledger.row(
+        'SELECT verdict, finished_at FROM job WHERE verdict IS NOT NULL '
+        'ORDER BY finished_at DESC, rowid DESC LIMIT 1'
+    )
+    states = ledger.rows('SELECT state, COUNT(*) AS n FROM version GROUP BY 1')
+    return {
+        'now': ws.clock(),
+        'name': ws.root.resolve().name,
+        'status': ws.status(),
+        'requests': [ws.book.info(row['id']) for row in due],
+        'served': [dict(row) for row in served],
+        'versions': {row['state']: row['n'] for row in states},
+        'jobs': [_job(ws, dict(row)) for row in jobs],
+        'last_job': None if last is None else dict(last),
+    }
+
+
+def _job(ws: Workspace, job: dict[str, Any]) -> dict[str, Any]:
+    rows = ws.ledger.rows(
+        'SELECT * FROM gate WHERE job = ? ORDER BY attempt, rowid', job['id']
+    )
+    methods = json.loads(job['methods'])
+    gates = [
+        {'attempt': methods[row['attempt']], 'verdict': row['verdict']}
+        | json.loads(row['content'])
+        for row in rows
+    ]
+    page = ws.root / 'evidence' / job['id'] / 'report.html'
+    requests = json.loads(job['requests'])
+    return job | {'gates': gates, 'requests': requests, 'has_report': page.is_file()}
+
+
+# Figures for a monitor ----------------------------------------------------------------
+
+
+def metrics(content: dict[str, Any]) -> str:
+    r"""Returns the figures in the text format of Prometheus."""
+    status = content['status']
+    due = status['next_deadline']
+    last = content['last_job'] or {'verdict': None, 'finished_at': None}
+    families: list[tuple[str, str, dict[str, float]]] = [
+        (
+            'requests',
+            'Requests by state.',
+            {_label('state', x): status['requests'].get(x, 0) for x in STATES},
+        ),
+        (
+            'requests_overdue',
+            'Requests past their deadline that are not unlearned.',
+            {'': status['overdue']},
+        ),
+        (
+            'next_deadline_seconds',
+            'Seconds to the next deadline, negative if it has passed, NaN if none.',
+            {'': math.nan if due is None else due - content['now']},
+        ),
+        (
+            'watermark',
+            'Requests that the model in service is free of.',
+            {'': status['watermark']},
+        ),
+        (
+            'versions',
+            'Versions of the model by state.',
+            {_label('state', x): n for x, n in sorted(content['versions'].items())},
+        ),
+        (
+            'last_job',
+            'Whether this was the verdict on the last finished job.',
+            {_label('verdict', x): int(last['verdict'] == x) for x in VERDICTS},
+        ),
+        (
+            'last_job_timestamp_seconds',
+            'When the last job was finished, NaN if there is none.',
+            {'': math.nan if last['finished_at'] is None else last['finished_at']},
+        ),
+    ]
+    lines = []
+    for name, words, values in families:
+        lines += [f'# HELP tgu_{name} {words}', f'# TYPE tgu_{name} gauge']
+        for labels, value in values.items():
+            number = 'NaN' if math.isnan(value) else f'{value:.15g}'
+            lines.append(f'tgu_{name}{labels} {number}')
+    return '\n'.join([*lines, ''])
+
+
+def _label(name: str, value: str) -> str:
+    return f'{{{name}="{value}"}}'
+
+
+# The page -----------------------------------------------------------------------------
+
+
+def render(content: dict[str, Any]) -> str:
+    r"""Returns the page."""
+    template = environment('torch_geometric_unlearn.workspace').get_template(
+        'site.html'
+    )
+    return template.render(
+        name=content['name'],
+        now=utc(content['now']),
+        status=content['status'],
+        headline=_headline(content),
+        states=_states(content),
+        deadlines=_deadlines(content),
+        num_waiting=sum(content['status']['requests'].get(x, 0) for x in STATES[:4]),
+        served=_served(content),
+        jobs=[
+            {
+                'id': job['id'],
+                'title': f'{_SIGNS[job["verdict"]]} {job["verdict"] or job["state"]}',
+                'when': utc(job['finished_at'] or job['created_at']),
+                'num_requests': len(job['requests']),
+                'has_report': job['has_report'],
+                'table': _gates(job),
+            }
+            for job in content['jobs']
+        ],
+    )
+
+
+def _headline(content: dict[str, Any]) -> tuple[str, str]:
+    r"""Returns a class of the style sheet and a sentence: what is most urgent."""
+    status = content['status']
+    review = status['requests'].get('review', 0)
+    if status['overdue']:
+        return 'outside', f'✗ Overdue: {status["overdue"]}'
+    if review:
+        return 'unclear', f'? A person has to decide: {review}'
+    if status['next_deadline'] is None:
+        return 'within', '✓ Nothing waits'
+    rest = span(status['next_deadline'] - content['now'])
+    return 'within', f'✓ In time: the next deadline is in {rest}'
+
+
+def _states(content: dict[str, Any]) -> Any:
+    counts = content['status']['requests']
+    rows = [
+        [Cell(state, small=MEANINGS[state]), counts.get(state, 0)] for state in STATES
+    ]
+    return grid(['State', 'Requests'], rows)
+
+
+def _deadlines(content: dict[str, Any]) -> Any:
+    rows = []
+    for info in content['requests']:
+        rest = info.due_at - content['now']
+        words = Cell(f'in {span(rest)}')
+        if rest < 0:
+            words = Cell(f'overdue by {span(rest)}', 'failed')
+        name = Cell(f'{info.id}', small=info.client_id)
+        why = Cell(info.state, small=info.outcome or '')
+        rows.append([name, words, utc(info.due_at), info.kind, why, info.num_targets])
+    head: list[Any] = [('Request', 'your name for it'), 'Due', 'Date', 'Kind', 'State']
+    return grid([*head, 'Subjects'], rows)
+
+
+def _served(content: dict[str, Any]) -> Any:
+    rows = [
+        [
+            Cell(row['id'][:12], title=row['id']),
+            row['state'],
+            row['watermark'],
+            'full training' if row['is_full'] else 'unlearned',
+            utc(row['at']),
+            Cell(row['who'], small=row['why']),
+        ]
+        for row in content['served']
+    ]
+    head: list[Any] = [
+        'Version',
+        'State now',
+        ('Watermark', 'requests it is free of'),
+        'Made by',
+        'Into service',
+        'By whom',
+    ]
+    return grid(head, rows, 'Newest first; the first one is served', 0)
+
+
+def _gates(job: dict[str, Any]) -> Any:
+    rows = []
+    for gate in job['gates']:
+        kind = 'failed' if gate['verdict'] == FAIL else ''
+        verdict = Cell(f'{_SIGNS[gate["verdict"]]} {gate["verdict"]}', kind)
+        rows.append([gate['name'], gate['attempt'], verdict, *_interval(gate)])
+    return grid(['Gate', 'Method', 'Verdict', 'Interval', 'Figures'], rows)
+
+
+def _interval(gate: dict[str, Any]) -> tuple[Any, Any]:
+    r"""Returns a small plot of the interval over what is allowed, and its figures."""
+    figures = gate['figures']
+    if not figures:
+        return Cell('–', 'soft'), '; '.join(gate['faults']) or 'nothing found'
+    low, high = figures.get('low'), figures.get('high')
+    if low is None or high is None:
+        return Cell('–', 'soft'), 'too few to tell'
+    middle = 0.5 if gate['name'] == 'membership' else 0.0
+    limit = LIMITS['service' if gate['name'] == 'utility' else gate['name']]
+    top = math.inf if gate['name'] == 'utility' else middle + limit
+    words, small = f'{_points(low)} to {_points(high)}', ''
+    allowed = f'{_points(middle - limit)} to {_points(top)}'
+    if math.isinf(top):
+        allowed = f'{_points(middle - limit)} or more'
+    if figures.get('to_full') is not None:
+        small = f'; to the last full training {_points(figures["to_full"])}, allowed: '
+        small += f'{_points(-LIMITS["full"])} or more'
+
+    def place(value: float) -> float:
+        share = (value - middle) / (8 * limit) + 0.5
+        return round(_WIDTH * min(max(share, 0.0), 1.0), 1)
+
+    left, right = place(middle - limit), place(top)
+    ends = place(low), place(high)
+    plot = Markup(
+        '<svg class="interval" viewBox="0 0 {0} 14" role="img" aria-label="{1}; '
+        'allowed {2}"><rect class="band" x="{3}" y="0" width="{4}" height="14"/>'
+        '<line class="axis" x1="{5}" x2="{5}" y1="0" y2="14"/>'
+        '<rect class="bar s0" x="{6}" y="4" width="{7}" height="6"/></svg>'
+    ).format(
+        _WIDTH,
+        words,
+        allowed,
+        left,
+        round(right - left, 1),
+        place(middle),
+        ends[0],
+        round(max(ends[1] - ends[0], 2.0), 1),
+    )
+    return Cell(plot), Cell(words, small=f'allowed: {allowed}{small}')
+
+
+def _points(value: float) -> str:
+    return f'{100 * value:.1f} %'
