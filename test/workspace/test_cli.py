@@ -221,7 +221,8 @@ def test_wrong_usage(args, stdin, message, shop):
 @pytest.mark.parametrize('days', ['nan', 'inf', '-1', '1e9'])
 def test_deadlines_are_days(days, shop):
     ann = 'user003@shop.org'
-    code, out, err = shop(*submit('T-1', '--user', '-', f'--due-days={days}'), stdin=ann)
+    args = submit('T-1', '--user', '-', f'--due-days={days}')
+    code, out, err = shop(*args, stdin=ann)
     assert (code, out) == (1, '')
     assert "'--due-days' must be a finite number in [0.0, 3660.0]" in err
     assert json.loads(shop('status', '--json')[1])['requests'] == {}

@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
+from functools import cache
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -172,9 +173,11 @@ def _open(args: argparse.Namespace) -> Workspace:
             f"There is no workspace in '{root}'. Name its folder with '--workspace' or "
             f"the variable '{_FOLDER}', or make one with 'tgu init'."
         )
+    # Most commands build no model; a file is run once.
+    found = cache(lambda: find_function(_source(root)['model']))
 
     def build_model(data: HeteroData) -> RecommenderLike:
-        return find_function(_source(root)['model'])(data)
+        return found()(data)
 
     return Workspace(root, build_model)
 
