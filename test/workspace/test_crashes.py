@@ -95,7 +95,7 @@ def summary(ws):
 
 
 @pytest.fixture
-def story(cheap, one_report, ask, shop, clock, tmp_path):
+def story(cheap, quick, ask, shop, clock, tmp_path):
     r"""A workspace before every operation, and what it is like afterwards."""
     out, ws = {}, cheap
     for name, op in OPS.items():
@@ -146,8 +146,7 @@ def test_crash_at_every_write(story, shop, clock, tmp_path, monkeypatch):
     assert verify(job)['verdict'] == 'pass'
     assert shop.places(ws.root, shop.user(3), shop.item(5)) == []
     assert all(steps[name] >= 3 for name in OPS), steps
-    assert steps["work"] > 15
-    print(steps)
+    assert steps['work'] > 20
 
 
 CODE = '''

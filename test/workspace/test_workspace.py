@@ -267,6 +267,11 @@ def test_filter(ws, ask, data, shop):
     left = {(2, 8), (2, 9), (7, 9)}
     assert out['stars'].tolist() == [k for k, row in enumerate(rows) if row in left]
     assert len(frame) == len(rows)
+    narrow = frame.astype({'user': 'category', 'item': 'category'})
+    out = ws.filter(narrow)
+    assert list(out['user'].cat.categories) == [shop.user(2), shop.user(7)]
+    assert list(out['item'].cat.categories) == [shop.item(8), shop.item(9)]
+    assert len(out) == 3
     renamed = frame.rename(columns={'user': 'who', 'item': 'what'})
     assert len(ws.filter(renamed, user='who', item='what')) == 3
     for empty in (frame[:0], frame[frame['user'] == shop.user(3)]):

@@ -80,8 +80,9 @@ class Ledger:
             # No write-ahead log: it would keep deleted content in another file.
             for pragma in ('journal_mode=DELETE', 'secure_delete=ON'):
                 self.db.execute(f'PRAGMA {pragma}')
-            with self.transaction():
-                self._migrate()
+            if self._version() != SCHEMA_VERSION:  # Opening alone writes nothing.
+                with self.transaction():
+                    self._migrate()
         except sqlite3.OperationalError:  # Locked, or the disk is full.
             self.db.close()
             raise
@@ -92,8 +93,11 @@ class Ledger:
             self.db.close()
             raise
 
+    def _version(self) -> int:
+        return int(self.db.execute('PRAGMA user_version').fetchone()[0])
+
     def _migrate(self) -> None:
-        version = self.db.execute('PRAGMA user_version').fetchone()[0]
+        version = self._version()
         if version > SCHEMA_VERSION:
             raise ValueError(
                 f"'{self.path}' has the schema version {version}, which this version "

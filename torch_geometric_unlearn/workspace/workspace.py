@@ -324,7 +324,18 @@ class Workspace:
                     for level, raw in digests
                 )
             )
-        return frame.loc[np.array(keep, dtype=bool)]
+        left = frame.loc[np.array(keep, dtype=bool)].copy()
+        for level, column in (('user', user), ('item', item)):
+            # Categories without a row would come into the data all the same.
+            if hasattr(left[column], 'cat'):
+                known = left[column].cat.categories
+                gone = [
+                    raw
+                    for raw in known.tolist()
+                    if keyed(self.key, level, raw) in out[level]
+                ]
+                left[column] = left[column].cat.remove_categories(gone)
+        return left
 
     def lift(self, level: str, raw: Any, who: str, why: str) -> None:
         r"""Lets a user, an item or a pair come back in new data: a new consent, an item
