@@ -73,7 +73,8 @@ def shop(tmp_path_factory, clock):
             verified_by='x',
             due_days=days,
         )
-    ws.submit('erasure', users=[HOSTILE], client_id=HOSTILE, verified_by=HOSTILE)
+    user = 'user004@shop.org'
+    ws.submit('erasure', users=[user], client_id=HOSTILE, verified_by=HOSTILE)
     ws.hold(4, HOSTILE, HOSTILE)
     return ws
 
