@@ -5,14 +5,14 @@ import random
 import shutil
 import signal
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 from torch_geometric.testing import onlyLinux
 
 from torch_geometric_unlearn.data.request import is_erased
 from torch_geometric_unlearn.utils import files
-from torch_geometric_unlearn.workspace import Workspace, verify
+from torch_geometric_unlearn.workspace import Workspace, gates, verify
 from torch_geometric_unlearn.workspace.ledger import Ledger
 
 NUM_KILLS = int(os.environ.get('TGU_KILLS', '4'))
@@ -204,3 +204,35 @@ def test_killed_at_any_moment(make, shop, clock, tmp_path, run_code):
             assert len(ws.ledger.rows(sql, f'%{row["id"]}%')) == 1
         watermark = ws.status()['watermark']
         ws.ledger.close()
+
+
+def test_dead_retraining_goes_on(cheap, quick, ask, shop, clock, tmp_path, monkeypatch):
+    wide = {'service': 0.9, 'full': 0.9, 'forget': 0.9, 'membership': 0.49}
+    monkeypatch.setattr(gates, 'LIMITS', wide)  # It trains for one epoch only.
+    ask(cheap, 'cleanup', users=[shop.user(3)])
+    cheap.ledger.close()
+    versions, resumed = [], 0
+    for last in (None, *range(2, 60, 4)):
+        root = tmp_path / str(last) / 'shop'
+        shutil.copytree(cheap.root, root)
+        ws = Workspace(root, shop.build, clock)
+        ended = False
+        if last is not None:
+            with monkeypatch.context() as patch, suppress(Killed):
+                Machine(patch, last)
+                ws.work(now=True)
+                ended = True
+            resumed += len(list((root / 'jobs').glob('*.ck')))
+            ws.doctor()
+            shop.check(ws)
+        ws.work(now=True)
+        versions.append(ws.status()['version'])
+        assert ws.book.info(1).state == 'probation'
+        assert list((root / 'jobs').glob('*')) == []
+        assert ws.doctor() == []
+        shop.check(ws)
+        if ended:
+            break
+    assert ended
+    assert resumed > 1
+    assert len(set(versions)) == 1  # The same model, however often it died.

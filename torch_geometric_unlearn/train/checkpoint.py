@@ -373,6 +373,19 @@ def _ids_digest(data: HeteroData, node_type: str) -> str:
     return content_digest(ids, f"data['{node_type}'].raw_id")[:16]
 
 
+def data_digest(data: HeteroData) -> str:
+    r"""Returns a hash of all content, in which erased ids are equal: what stands in
+    their place is drawn anew whenever they are erased.
+    """
+    content: dict[Any, Any] = data.to_dict()
+    for kind in (schema.USER, schema.ITEM):
+        ids = content[kind].get('raw_id')
+        if isinstance(ids, list) and any(map(is_erased, ids)):
+            ids = [None if is_erased(raw) else raw for raw in ids]
+            content[kind] = {**content[kind], 'raw_id': ids}
+    return content_digest(content, 'data')
+
+
 def fingerprint(data: HeteroData) -> str:
     r"""Returns a hash of sizes and retained interactions, in any order."""
     pairs = schema.retained_edge_index(data).cpu()

@@ -21,7 +21,6 @@ from torch_geometric_unlearn.utils.check import (
     check_float,
     check_int,
 )
-from torch_geometric_unlearn.utils.digest import content_digest
 from torch_geometric_unlearn.utils.finite import NotFiniteError, all_finite
 from torch_geometric_unlearn.utils.resources import ResourceMeter
 from torch_geometric_unlearn.utils.seed import (
@@ -32,7 +31,7 @@ from torch_geometric_unlearn.utils.seed import (
 )
 from torch_geometric_unlearn.utils.tensor_file import load_tensors, save_tensors
 
-from .checkpoint import check_header, check_model, model_record
+from .checkpoint import check_header, check_model, data_digest, model_record
 
 #: Receives the model and the history row of the epoch; returns True to stop.
 Callback = Callable[[RecommenderLike, dict[str, float]], 'bool | None']
@@ -194,7 +193,7 @@ def fit(
         settings['optimizer'] = f'{type(optimizer).__name__} {kind}'
     if checkpoint is not None:
         # Everything of it, as a model may read everything.
-        settings['data'] = content_digest(data.to_dict(), 'data')
+        settings['data'] = data_digest(data)
     device = next(model.parameters()).device
     graph = model.build_graph(data)
     train_pairs = schema.retained_edge_index(data)

@@ -9,8 +9,9 @@ from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.nn.models.base import RecommenderLike
+from torch_geometric_unlearn.train.checkpoint import data_digest
 from torch_geometric_unlearn.utils.check import check_bool, check_float, check_int
-from torch_geometric_unlearn.utils.digest import content_digest, tensor_digest
+from torch_geometric_unlearn.utils.digest import tensor_digest
 
 from ._row_training import RowTraining, better_start
 from ._touched_rows import reset_features, row_types, start_smoothly, touched_rows
@@ -198,7 +199,7 @@ class PartialRetrain(Unlearner):
         if path is not None:
             rows = [touched.users, touched.items, touched.trained_users]
             settings |= {
-                'data': content_digest(data.to_dict(), 'data'),
+                'data': data_digest(data),
                 'original': tensor_digest(model.state_dict().values()),
                 'rows': tensor_digest([*rows, touched.trained_items]),
             }
