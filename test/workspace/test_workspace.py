@@ -540,3 +540,25 @@ def test_submitters_at_once_lose_nothing(ws, shop, clock, run_in_threads):
     ws.doctor()
     serving = json.loads((ws.root / 'serving.json').read_text())
     assert serving['contained_requests'] == 36
+
+
+def test_many_at_once_are_all_or_none(ws):
+    users = list(ws.versions.internal('user'))
+    requests = [
+        {
+            'kind': 'erasure',
+            'users': users[k : k + 1],
+            'client_id': f'T-{k}',
+            'verified_by': 'crm',
+        }
+        for k in range(5)
+    ]
+    with pytest.raises(ValueError, match="'kind' must be one of"):
+        ws.submit_all([*requests, {**requests[0], 'kind': 'other', 'client_id': 'T-9'}])
+    assert ws.book.requests() == []
+    infos = ws.submit_all(requests)
+    assert [info.client_id for info in infos] == [f'T-{k}' for k in range(5)]
+    assert ws.submit_all(requests) == infos
+    assert ws.status()['requests'] == {'queued': 5}
+    serving = json.loads((ws.root / 'serving.json').read_text())
+    assert serving['contained_requests'] == 5

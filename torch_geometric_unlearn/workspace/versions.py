@@ -43,6 +43,7 @@ class Versions:
         self.root, self.ledger, self.clock, self.k = root, ledger, clock, k
         self.build_model, self.store = build_model, Store(root)
         self._data: tuple[str, HeteroData] | None = None
+        self._internal: dict[tuple[str, str], dict[Any, int]] = {}
 
     @property
     def service(self) -> Any:
@@ -85,9 +86,13 @@ class Versions:
         r"""Returns the internal id by raw id in the data in service, without erased
         ones.
         """
-        data = self.get_data(self.service['data'])
-        ids = data[kind].raw_id
-        return {raw: index for index, raw in enumerate(ids) if not is_erased(raw)}
+        key = self.service['data'], kind
+        if key not in self._internal:
+            ids = enumerate(self.get_data(key[0])[kind].raw_id)
+            found = {raw: index for index, raw in ids if not is_erased(raw)}
+            kept = {k: v for k, v in self._internal.items() if k[0] == key[0]}
+            self._internal = kept | {key: found}
+        return self._internal[key]
 
     def add_version(
         self,

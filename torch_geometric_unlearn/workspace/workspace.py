@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from torch_geometric_unlearn.data.request import is_erased
 from torch_geometric_unlearn.nn.models.base import RecommenderLike
 from torch_geometric_unlearn.unlearn import RowReset
 from torch_geometric_unlearn.utils.files import make_folder
+from torch_geometric_unlearn.utils.optional import import_optional
 
 from . import evidence, upkeep, worker
 from .book import Book, RequestInfo
@@ -186,8 +187,23 @@ class Workspace:
         info = self.book.submit(
             kind, targets, client_id, verified_by, received_at, due_days, review
         )
-        self.versions.write_serving()
+        if not self.ledger.db.in_transaction:
+            self.versions.write_serving()
         return info
+
+    def submit_all(self, requests: Iterable[Mapping[str, Any]]) -> list[RequestInfo]:
+        r"""Accepts many requests in one transaction, all of them or none.
+
+        Args:
+            requests (iterable): The arguments of :meth:`submit`, by name.
+
+        Raises:
+            TypeError, ValueError: If a request is wrong; none is accepted then.
+        """
+        with self.ledger.transaction():
+            out = [self.submit(**request) for request in requests]
+        self.versions.write_serving()
+        return out
 
     def _ids(self, level: str, ids: Iterable[Any], name: str) -> list[Any]:
         r"""Returns ids as a list, and raises for those that nobody can have."""
@@ -359,7 +375,9 @@ class Workspace:
 
         Raises:
             Busy: If another process is at work.
+            ImportError: If scikit-learn is missing, which the membership gate needs.
         """
+        import_optional('sklearn', 'The membership gate', 'audit')
         jobs = []
         with self._locked():
             upkeep.heal(self)
