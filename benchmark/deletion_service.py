@@ -2,10 +2,10 @@ r"""What does a workspace cost, and does the model stay good under requests day 
 
     python benchmark/deletion_service.py --json results/deletion_service_cpu.json
 
-`days`: a hundred users leave on sixty days, and the scheduler serves them in batches; at
-the end stands one retraining without any of them. `one by one`: the same, every request
-served at once. `single`: one user, from the request to the promoted version, beside the
-unlearning alone. `import`: many requests at a time.
+`days`: a hundred users leave on sixty days, and the scheduler serves them in batches;
+at the end stands one retraining without any of them. `one by one`: the same, every
+request served at once. `single`: one user, from the request to the promoted version,
+beside the unlearning alone. `import`: many requests at a time.
 """
 
 import argparse
