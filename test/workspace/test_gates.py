@@ -209,3 +209,16 @@ def test_pooled_pairs_are_those_of_both(data):
     assert sides(pooled(rest, [erased_pairs(first)] * 2)) == sides(both)
     assert sides(pooled(second, [erased_pairs(first)])) == sides(second)
     assert pooled(rest, []) is rest
+
+
+@pytest.mark.parametrize('name', ['utility', 'forget', 'membership'])
+def test_a_model_trained_from_scratch_is_the_yardstick(name):
+    figures = {'low': -0.5, 'high': -0.4, 'to_full': -0.3, 'num_pairs': 1000.0}
+    gate = gates.Gate(name, figures)
+    assert gate.verdict == 'fail'
+    exact = gates.of_exact(gate)
+    assert exact.verdict == 'pass'
+    assert exact.figures == figures | {'exact': 1.0}
+    assert gates.Gate.of(exact.content()).verdict == 'pass'
+    hard = gates.of_exact(gates.Gate('data', faults=['erased ids in the data file']))
+    assert hard.verdict == 'fail'

@@ -2,6 +2,7 @@ import json
 import stat
 import threading
 from collections import Counter
+from contextlib import suppress
 
 import pandas as pd
 import pytest
@@ -562,3 +563,45 @@ def test_many_at_once_are_all_or_none(ws):
     assert ws.status()['requests'] == {'queued': 5}
     serving = json.loads((ws.root / 'serving.json').read_text())
     assert serving['contained_requests'] == 5
+
+
+def test_submitters_and_workers_at_once(cheap, shop, clock, run_in_threads):
+    done = threading.Event()
+
+    def submit(thread):
+        own = Workspace(cheap.root, shop.build, clock)
+        for i in range(thread, 24, 4):
+            own.submit('erasure', users=[shop.user(i)], client_id=f'T-{i}',
+                       verified_by='crm')  # fmt: skip
+            if i % 8 == 3:
+                with suppress(ValueError):  # Too late.
+                    own.cancel(own.book.requests()[-1].id, 'eve', 'withdrawn')
+        own.ledger.close()
+
+    def work():
+        own, promoted = Workspace(cheap.root, shop.build, clock), []
+        while True:
+            is_last = done.is_set()
+            with suppress(Busy):
+                jobs = own.work(now=True)
+                promoted += [number for job in jobs for number in job.requests]
+                if is_last and not own.book.requests('queued'):
+                    own.ledger.close()
+                    return promoted
+
+    def submit_all():
+        run_in_threads(*(lambda t=t: submit(t) for t in range(4)))
+        done.set()
+
+    *parts, _ = run_in_threads(work, work, submit_all)
+    infos = cheap.book.requests()
+    assert {info.client_id for info in infos} == {f'T-{i}' for i in range(24)}
+    assert {info.state for info in infos} <= {'probation', 'cancelled', 'review'}
+    served = [number for part in parts for number in part]
+    assert len(served) == len(set(served))
+    assert set(served) == {info.id for info in infos if info.state != 'cancelled'}
+    for i in range(24):
+        [info] = [info for info in infos if info.client_id == f'T-{i}']
+        raw = cheap.load()[1]['user'].raw_id[i]
+        assert is_erased(raw) == (info.state != 'cancelled')
+    shop.check(cheap)

@@ -412,12 +412,12 @@ def _gates(
         return out
     pool = pooled(marked, _undecided(ws))
     before = Served.of(parent, marked)
-    return [
-        *out,
+    soft = [
         gates.utility(served, before, marked, ws.versions.full_ndcg(), k),
         gates.forget(served, pool, k),
         gates.attack(served, pool, ws.settings.seed),
     ]
+    return out + (list(map(gates.of_exact, soft)) if result.exact else soft)
 
 
 def erased_pairs(marked: HeteroData) -> dict[str, list[list[int]]]:
