@@ -116,7 +116,9 @@ def test_crash_at_every_write(story, shop, clock, tmp_path, monkeypatch):
     steps = {}
     for name, op in OPS.items():
         before, clock.now, expected = story[name]
-        for last in itertools.count(1):
+        # More of what differs least by the environment.
+        is_all = name in ('submit', 'cancel', 'work') or NUM_KILLS >= 200
+        for last in itertools.count(1, 1 if is_all else 3):
             root = tmp_path / 'crash' / 'shop'
             shutil.rmtree(root.parent, ignore_errors=True)
             shutil.copytree(before, root)

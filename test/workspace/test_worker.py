@@ -268,8 +268,8 @@ def test_job_id_follows_from_what_it_does(make, ask, shop, tmp_path):
 def test_pooled_jobs_are_decided_together(make, ask, shop, tmp_path, clock):
     ws = make(tmp_path / 'shop', method='RowReset', method_args={}, min_users=1)
     jobs = []
-    for start in range(0, 200, 8):
-        for i in range(start, start + 8):
+    for start in range(0, 200, 12):
+        for i in range(start, start + 12):
             ask(ws, users=[shop.user(i)])
         [job] = ws.work()
         jobs.append(job)
