@@ -15,10 +15,16 @@ from torch_geometric.utils import degree
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.datasets import SyntheticMultimodal
 from torch_geometric_unlearn.metrics import embed
-from torch_geometric_unlearn.nn import MGCN, EmbeddingTable, Recommender
+from torch_geometric_unlearn.nn import (
+    MGCN,
+    MIGGT,
+    EmbeddingTable,
+    LightGCN,
+    Recommender,
+)
 from torch_geometric_unlearn.nn import RecommenderAdapter as Adapter
 from torch_geometric_unlearn.nn.models import InteractionGraph
-from torch_geometric_unlearn.nn.models.kept import kept_structure
+from torch_geometric_unlearn.nn.models.kept import is_foreign, kept_structure
 from torch_geometric_unlearn.testing import check_model, check_unlearner
 from torch_geometric_unlearn.train import fit
 from torch_geometric_unlearn.transforms import DropForgotten, ForgetUsers
@@ -608,3 +614,16 @@ def test_retraining_may_build_on_what_is_left():
     wrong = Retrain(lambda _: adapter(FromData(DATA)), num_epochs=1)
     with pytest.raises(ValueError, match=r"'module.kept' holds interactions that are"):
         wrong(model, MARKED)
+
+
+def test_models_of_the_package_need_no_check(data):
+    r"""They keep nothing, and a check costs as much as a small request."""
+    for model in (
+        MGCN.from_data(data, hidden_channels=4),
+        MIGGT.from_data(data, hidden_channels=4, encoder_channels=8),
+        LightGCN.from_data(data, hidden_channels=4),
+        EmbeddingTable(torch.zeros(100, 2), torch.zeros(60, 2)),
+    ):
+        assert not is_foreign(model)
+    model.conv = GCNConv(2, 2, cached=True)
+    assert is_foreign(model)

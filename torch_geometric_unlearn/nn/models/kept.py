@@ -23,6 +23,7 @@ from torch_geometric_unlearn.utils.seed import generator, isolated_seed
 from .adapter import RecommenderAdapter
 from .base import RecommenderLike
 
+_KNOWN = ('torch.', 'torch_geometric_unlearn.', 'torch_geometric.nn.aggr.')
 _ENOUGH = 8  # Pairs that tell interactions from chance.
 _CURE = (
     "Derive it from the 'graph' in every call, or let "
@@ -32,12 +33,11 @@ _CURE = (
 
 def is_foreign(model: RecommenderLike) -> bool:
     r"""Tells whether some part of a model is of a class that is neither torch's nor of
-    this package, whose models keep nothing.
+    this package, whose models keep nothing, nor an aggregation of PyG, which is a part
+    of every :class:`~torch_geometric.nn.MessagePassing`.
     """
-    known = {'torch', 'torch_geometric_unlearn'}
-    return isinstance(model, RecommenderAdapter) or any(
-        type(module).__module__.partition('.')[0] not in known
-        for module in model.modules()
+    return isinstance(model, RecommenderAdapter) or not all(
+        type(module).__module__.startswith(_KNOWN) for module in model.modules()
     )
 
 
