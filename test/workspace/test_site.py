@@ -193,3 +193,14 @@ def test_an_empty_workspace(tmp_path, data):
     found = samples((ws.root / 'metrics.prom').read_text())
     assert math.isnan(found['tgu_next_deadline_seconds'])
     assert not any(v for k, v in found.items() if k.startswith('tgu_last_job{'))
+
+
+def test_figures_of_a_full_training_are_no_verdict(shop):
+    content = collect(shop)
+    (job,) = content['jobs']
+    figures = {'low': -0.5, 'high': -0.4, 'to_full': -0.3, 'exact': 1.0}
+    entry = {'name': 'utility', 'figures': figures, 'faults': [], 'verdict': 'pass'}
+    job['gates'] = [entry | {'attempt': 'Retrain'}]
+    rows = ' '.join(Page(render(content)).rows)
+    assert 'trained from scratch: any is allowed' in rows
+    assert '-50.0 % to -40.0 %' in rows
