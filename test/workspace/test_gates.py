@@ -14,7 +14,7 @@ from torch_geometric_unlearn.transforms import (
 from torch_geometric_unlearn.unlearn import EdgeDrop
 from torch_geometric_unlearn.utils.topk import topk_items
 from torch_geometric_unlearn.workspace import gates
-from torch_geometric_unlearn.workspace.worker import erased_pairs, pooled
+from torch_geometric_unlearn.workspace.marking import erased_pairs, pooled
 
 NAN, TINY = math.nan, 1e-9
 P, F, Q = 'pass', 'fail', 'inconclusive'

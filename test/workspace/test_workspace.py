@@ -12,7 +12,7 @@ from torch_geometric_unlearn.data import from_frame, raw_to_internal, to_frame
 from torch_geometric_unlearn.data.request import is_erased
 from torch_geometric_unlearn.data.schema import EDGE_TYPE, held_out
 from torch_geometric_unlearn.nn.models import Served
-from torch_geometric_unlearn.workspace import Busy, Workspace, worker
+from torch_geometric_unlearn.workspace import Busy, Workspace, schedule
 from torch_geometric_unlearn.workspace.settings import Settings
 
 
@@ -507,9 +507,9 @@ def test_withdrawn_between_plan_and_work(cheap, ask, shop, clock):
         other.cancel(1, 'eve', 'withdrawn')
         return out
 
-    original = worker.plan
+    original = schedule.plan
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker, 'plan', late)
+        patch.setattr(schedule, 'plan', late)
         assert cheap.work(now=True)[0].requests == [2]
     assert cheap.book.info(1).state == 'cancelled'
     assert not is_erased(cheap.load()[1]['user'].raw_id[3])

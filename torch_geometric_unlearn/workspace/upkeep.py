@@ -21,7 +21,8 @@ from torch_geometric_unlearn.utils.seed import isolated_seed
 from . import evidence
 from .book import DAY, check_text
 from .keys import encode, keyed
-from .worker import mark, remark, settle
+from .marking import mark, remark
+from .worker import settle
 
 if TYPE_CHECKING:
     from .workspace import Workspace

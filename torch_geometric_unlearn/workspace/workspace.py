@@ -21,15 +21,17 @@ from torch_geometric_unlearn.unlearn import RowReset
 from torch_geometric_unlearn.utils.files import make_folder
 from torch_geometric_unlearn.utils.optional import import_optional
 
-from . import evidence, upkeep, worker
+from . import evidence, schedule, upkeep, worker
 from .book import Book, RequestInfo
 from .contained import Contained
 from .keys import encode, keyed, make_key, read_key
 from .ledger import Ledger
+from .marking import mark
+from .schedule import Plan
 from .settings import Settings
 from .store import BuildModel
 from .versions import Versions
-from .worker import Job, Plan
+from .worker import Job
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -293,7 +295,7 @@ class Workspace:
                     "('queued', 'review', 'held', 'working')"
                 )
             ]
-            marked, _ = worker.mark(self, waiting)
+            marked, _ = mark(self, waiting)
             banned = self._banned(data)
         if marked is not data:
             result = RowReset(seed=self.settings.seed)(model, marked)
@@ -364,7 +366,7 @@ class Workspace:
 
     def plan(self) -> Plan:
         r"""Returns what :meth:`work` would do now."""
-        return worker.plan(self)
+        return schedule.plan(self)
 
     def work(self, now: bool = False) -> list[Job]:
         r"""Does whatever is due; safe to kill and to repeat.
@@ -382,7 +384,7 @@ class Workspace:
         with self._locked():
             upkeep.heal(self)
             upkeep.finalise(self)
-            batch = worker.plan(self, now)
+            batch = schedule.plan(self, now)
             if batch.is_surge:
                 for number in batch.requests:
                     self.book.to_review(number, batch.reason)

@@ -1,0 +1,135 @@
+r"""Which requests are due, and how they are served."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.data.request import Request
+
+from .book import DAY, RequestInfo
+from .kinds import KINDS
+from .marking import mark
+
+if TYPE_CHECKING:
+    from .workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Plan:
+    r"""What the next call of :meth:`Workspace.work` does.
+
+    Attributes:
+        reason (str): The rule that fired, or why nothing is due.
+        requests (list): Numbers of the requests it serves.
+        methods (list): Methods to try, one after the other.
+        is_surge (bool): Whether a person has to look at the requests instead.
+        decides (bool): Whether it trains a model from scratch because the gates of
+            promoted ones could not be told before a deadline.
+    """
+
+    reason: str
+    requests: list[int] = field(default_factory=list)
+    methods: list[str] = field(default_factory=list)
+    is_surge: bool = False
+    decides: bool = False
+
+
+def plan(ws: Workspace, now: bool = False) -> Plan:
+    r"""Returns what is due, or with :obj:`now` what could be done."""
+    time, settings = ws.clock(), ws.settings
+    margin = DAY + _retrain_seconds(ws)
+    open_ = ws.ledger.row(
+        'SELECT MIN(r.due_at) AS due FROM request r JOIN job j ON j.id = r.job '
+        "WHERE r.state = 'probation' AND j.verdict = 'inconclusive'"
+    )
+    if open_ is not None and open_['due'] is not None and open_['due'] - margin <= time:
+        return Plan('gates could not be told before a deadline', decides=True)
+    waiting = ws.book.requests('queued')
+    if not waiting:
+        return Plan('nothing is waiting')
+    numbers = [info.id for info in waiting]
+    marked, outcomes = mark(ws, numbers)
+    if rest := sorted(set(numbers) - {number for number, _ in outcomes}):
+        return Plan('together they ask for everything', rest, is_surge=True)
+    request = Request.of(marked)
+    num_pairs = request.pairs.size(1)
+    num_nodes = request.users.numel() + request.items.numel()
+    total = marked[schema.EDGE_TYPE].edge_index.size(1)
+    recent = [info.id for info in waiting if info.received_at > time - DAY]
+    fresh = [info for info in recent if not _was_reviewed(ws, info)]
+    if fresh:
+        served = _erased_since(ws, time - DAY)
+        share = Request.of(mark(ws, fresh)[0]).pairs.size(1) + served
+        share /= total + served
+        if share > settings.surge_share:
+            reason = f'surge: {share:.1%} of all interactions in a day'
+            return Plan(reason, fresh, is_surge=True)
+    methods = _methods(ws, waiting, num_pairs)
+    first = min(info.due_at for info in waiting)
+    oldest = min(info.received_at for info in waiting)
+    rules = {
+        'a deadline is near': first - margin <= time,
+        'enough users or items wait': num_nodes >= settings.min_users,
+        'enough interactions wait': num_pairs >= settings.min_pairs,
+        'the oldest request has waited': oldest + settings.max_wait_days * DAY <= time,
+        'asked for': now,
+    }
+    for reason, fires in rules.items():
+        if fires:
+            return Plan(reason, numbers, methods)
+    return Plan('nothing is due')
+
+
+def _retrain_seconds(ws: Workspace) -> float:
+    r"""Returns the seconds that the last retraining took, a day if there was none."""
+    row = ws.ledger.row(
+        "SELECT finished_at - created_at AS seconds FROM job WHERE state = 'done' AND "
+        "methods = '[\"Retrain\"]' AND version IS NOT NULL "
+        'ORDER BY finished_at DESC LIMIT 1'
+    )
+    return DAY if row is None or row['seconds'] is None else row['seconds']
+
+
+def _erased_since(ws: Workspace, time: float) -> int:
+    r"""Returns how many pairs of requests that came since then are erased already,
+    without those that a person has looked at.
+    """
+    row = ws.ledger.row(
+        'SELECT TOTAL(t.pairs) AS n FROM target t JOIN request r ON r.id = t.request '
+        "WHERE r.received_at > ? AND r.state IN ('probation', 'completed') AND r.id "
+        "NOT IN (SELECT request FROM review WHERE decision = 'queued')",
+        time,
+    )
+    assert row is not None
+    return int(row['n'])
+
+
+def _was_reviewed(ws: Workspace, number: int) -> bool:
+    sql = "SELECT 1 FROM review WHERE request = ? AND decision = 'queued'"
+    return ws.ledger.row(sql, number) is not None
+
+
+def _methods(ws: Workspace, waiting: list[RequestInfo], num_pairs: int) -> list[str]:
+    r"""Returns the chain of methods: from scratch where the budget is spent."""
+    if any(KINDS[info.kind].retrains for info in waiting):
+        return ['Retrain']
+    settings, service = ws.settings, ws.versions.service
+    full = ws.versions.last_full
+    since = ws.ledger.row(
+        'SELECT COUNT(*) AS updates, TOTAL(num_pairs) AS erased FROM job WHERE version '
+        'IN (SELECT version FROM alias_event WHERE id > '
+        '(SELECT MAX(id) FROM alias_event WHERE version = ?))',
+        full['id'],
+    )
+    assert since is not None
+    erased = since['erased'] + num_pairs
+    total = ws.versions.get_data(service['data'])[schema.EDGE_TYPE].edge_index.size(1)
+    spent = (
+        since['updates'] >= settings.max_updates
+        or erased > settings.max_erased * (total + since['erased'])
+        or ws.clock() - full['created_at'] > settings.max_days * DAY
+    )
+    chain = ['Retrain'] if spent else [settings.method, 'Retrain']
+    return list(dict.fromkeys(chain))
