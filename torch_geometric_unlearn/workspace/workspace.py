@@ -476,8 +476,6 @@ class Workspace:
             'watermark': service['watermark'],
         }
 
-    # What the worker needs ------------------------------------------------------------
-
     @contextmanager
     def _locked(self) -> Iterator[None]:
         try:
