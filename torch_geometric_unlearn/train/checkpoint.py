@@ -210,7 +210,7 @@ def model_record(model: RecommenderLike) -> dict[str, Any]:
 
 def data_record(data: HeteroData) -> dict[str, str]:
     r"""Returns what a file keeps of the data of a model: digests by part."""
-    schema.validate(data)
+    data = schema.validate(data)
     out = {'training pairs': fingerprint(data)}
     for node_type in (schema.USER, schema.ITEM):
         out[f'{node_type} ids'] = _ids_digest(data, node_type)

@@ -100,7 +100,6 @@ class Unlearner(ABC):
     #: Whether the result goes on from the given model, rather than from fresh ones on
     #: what is left, so that the model must keep nothing of the interactions.
     continues: bool = True
-
     #: Whether the method takes no steps that half precision would swallow.
     serves_half: bool = False
 

@@ -157,6 +157,12 @@ def verify(folder: str | Path) -> dict[str, Any]:
 
 
 def _verify(folder: Path) -> dict[str, Any]:
+    if not (folder / MANIFEST).is_file():
+        raise ValueError(
+            f"'{folder}' holds no '{MANIFEST}', so its evidence can't be read. It is "
+            f"written when the requests of the job are completed, and before that by "
+            f"'tgu evidence JOB'."
+        )
     manifest = _read(folder, MANIFEST)
     if set(manifest) != {'job', 'files'} or not set(manifest['files']) >= _FILES:
         raise ValueError(f"'{MANIFEST}' does not name the evidence of a job")

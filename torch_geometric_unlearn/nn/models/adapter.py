@@ -135,7 +135,7 @@ class RecommenderAdapter(Recommender):
             must be given.
 
     Example:
-        >>> from torch_geometric.nn import LightGCN, MessagePassing
+        >>> from torch_geometric.nn import LightGCN
         >>> sizes = data['user'].num_nodes, data['item'].num_nodes
         >>> lightgcn = RecommenderAdapter(LightGCN(sum(sizes), 16, 2), *sizes)
         >>> result = fit(lightgcn, data, num_epochs=2)

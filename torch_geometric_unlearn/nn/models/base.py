@@ -343,8 +343,8 @@ class Recommender(torch.nn.Module, ABC):
         items, scores = topk_items(
             user_emb, item_emb, users, k, exclude, exclude_items, batch_size
         )
-        if fallback == 'popular':
-            lost = ~torch.isin(users, pairs[0])
+        lost = ~torch.isin(users, pairs[0])
+        if fallback == 'popular' and lost.any():
             counts = pairs[1].bincount(minlength=sizes[1]).double()
             # Of equally popular ones the first.
             counts -= torch.arange(sizes[1], device=counts.device) / sizes[1]
