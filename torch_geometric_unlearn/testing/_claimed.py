@@ -60,6 +60,31 @@ class ClaimedTensor(Tensor):
     def is_meta(self) -> bool:  # type: ignore[override]
         return False
 
+    # To torch's own code, a sparse one looks dense, as sparse tensors can't claim.
+    @property
+    def layout(self) -> torch.layout:  # type: ignore[override]
+        return self.value.layout
+
+    @property
+    def is_sparse(self) -> bool:  # type: ignore[override]
+        return self.value.is_sparse
+
+    @property
+    def is_sparse_csr(self) -> bool:  # type: ignore[override]
+        return self.value.is_sparse_csr
+
+    @property
+    def data(self) -> Tensor:  # type: ignore[override]
+        return self.detach()
+
+    @data.setter
+    def data(self, other: Tensor) -> None:
+        Tensor.data.__set__(self, other)  # type: ignore[attr-defined]
+        self.value = other.value  # type: ignore[attr-defined]
+
+    def as_subclass(self, cls: type) -> Any:
+        return self if cls is Tensor else super().as_subclass(cls)
+
     def numpy(self, *, force: bool = False) -> Any:
         if force:
             return self.detach().cpu().numpy()

@@ -14,8 +14,8 @@ from ._claimed import is_claimed
 # Results whose size, or value in Python, the host has to wait for.
 _WAITS = {
     '_coalesce', '_linalg_check_errors', '_linalg_eigh', '_linalg_svd',
-    '_local_scalar_dense', '_unique', '_unique2', 'bincount', 'equal', 'geqrf', 'histc',
-    'linalg_eig', 'linalg_lstsq', 'masked_select', 'nonzero', 'unique_consecutive',
+    '_local_scalar_dense', '_unique', '_unique2', 'allclose', 'bincount', 'equal',
+    'histc', 'linalg_eig', 'linalg_lstsq', 'masked_select', 'nonzero', 'unique_consecutive',
     'unique_dim', 'unique_dim_consecutive',
 }  # fmt: skip
 _COPIES = {'_to_copy', 'copy', 'copy_'}
@@ -33,6 +33,7 @@ class Operator:
     Attributes:
         name (str): Its name without namespace and overload.
         is_composite (bool): Whether torch has it made of other operators only.
+        is_inplace_view (bool): Whether it changes the shape of a tensor in place.
     """
 
     def __init__(self, func: Any) -> None:
@@ -42,6 +43,7 @@ class Operator:
         self.is_composite = torch._C._dispatch_has_kernel_for_dispatch_key(
             func.name(), key
         )
+        self.is_inplace_view = torch.Tag.inplace_view in func.tags
         self._arguments = [
             (x.name, x.alias_info is not None and x.alias_info.is_write)
             for x in schema.arguments

@@ -52,7 +52,8 @@ class Rehearsal(TorchDispatchMode):
         r"""Keeps that the host waits here, and raises inside a training step."""
         wait = Wait(operator, _place(), self.in_step)
         self.waits.append(wait)
-        if self.in_step and wait.place not in self._allow:
+        fails = sys.exc_info()[1] is not None  # Which must not be hidden.
+        if self.in_step and not fails and wait.place not in self._allow:
             raise RuntimeError(
                 f"The host waits for the device inside a training step: '{operator}' "
                 f"in '{wait.place}'. Keep the value on the device, or permit it with "
@@ -86,7 +87,13 @@ class Rehearsal(TorchDispatchMode):
         if to is not None:
             plain_kwargs['device'] = torch.device('cpu')
         out = func(*plain_args, **plain_kwargs)
+        if facts.is_inplace_view:
+            with torch._C._ExcludeDispatchKeyGuard(_PYTHON):
+                func(*args, **kwargs)  # The claim as well changes its shape.
         return _claim(out, outer, facts.name) if arrives else out
+
+
+_PYTHON = torch._C.DispatchKeySet(torch._C.DispatchKey.Python)
 
 
 def _unwrap(x: Any, outer: dict[int, ClaimedTensor]) -> Any:
