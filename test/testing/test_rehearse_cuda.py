@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim import Optimizer
 
 from torch_geometric_unlearn.testing import rehearse_cuda
 
@@ -101,7 +102,7 @@ PERMITTED = {
     ]),
     'vector': lambda x: x.new_ones(3) @ x,
     'sort': lambda x: torch.stack(x.sort(dim=1, descending=True)),
-    'views in place': lambda x: x.clone().t_().unsqueeze_(0).squeeze_(0),
+    'views in place': lambda x: x.clone().t_().unsqueeze_(0).squeeze_(0).resize_(4),
     'autocast': lambda x: _under_autocast(x),
 }  # fmt: skip
 
@@ -118,7 +119,7 @@ def _under_autocast(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize('name', PERMITTED)
-def test_the_rest_is_permitted_and_the_same(name, x, monkeypatch):
+def test_the_rest_is_permitted_and_the_same(name, x):
     out = PERMITTED[name](x)
     assert out.is_cuda
     assert out.device == torch.device('cuda:0')
@@ -259,12 +260,59 @@ def test_a_wait_in_a_step_is_refused():
 
 
 def test_nothing_is_left_behind():
-    before = torch.cuda.is_available(), torch.Generator, torch.optim.Optimizer.zero_grad
-    with pytest.raises(RuntimeError, match=r'same device'), rehearse_cuda():
+
+    def state():
+        return torch.cuda.is_available(), torch.Generator, Optimizer.zero_grad
+
+    before = state()
+    with rehearse_cuda():
         x = torch.ones(2).cuda()
-        raise RuntimeError('same device')
-    now = torch.cuda.is_available(), torch.Generator, torch.optim.Optimizer.zero_grad
-    assert before == now
+        assert all(a != b for a, b in zip(before, state()))
+    with pytest.raises(RuntimeError, match=r'same device'), rehearse_cuda():
+        torch.ones(2).cuda() + torch.ones(2)
+    assert before == state()
     with pytest.raises(RuntimeError, match=r'after the end of its block'):
         x + 1
     assert torch.ones(2, device='meta').is_meta
+
+
+def test_what_can_not_be_followed(x):
+    with pytest.raises(NotImplementedError, match=r"'add' has changed the shape"):
+        torch.add(x, 1, out=x.new_empty(0))
+
+
+def test_an_error_is_not_hidden_by_a_wait():
+    def fails(loss: Tensor) -> None:
+        try:
+            raise ValueError('no')
+        finally:
+            loss.item()
+
+    with rehearse_cuda(), pytest.raises(ValueError, match='no'):
+        train('cuda', plant=fails)
+
+
+def test_data_of_a_parameter(x):
+    weight = torch.nn.Parameter(x)
+    assert isinstance(weight, torch.nn.Parameter)
+    weight.data = x + 1
+    assert weight.tolist() == [[1, 2], [3, 4], [5, 6]]
+    assert weight.data.is_cuda
+    assert not weight.data.requires_grad
+    twin = copy.deepcopy(weight)
+    assert isinstance(twin, torch.nn.Parameter)
+    with torch.no_grad():
+        weight.zero_()
+    assert twin.sum() == 21
+
+
+def test_sparse(x):
+    rowptr, col = torch.tensor([0, 1, 1, 3]).cuda(), torch.tensor([1, 0, 2]).cuda()
+    value = torch.ones(3).cuda()
+    size = (3, 3)
+    matrix = torch.sparse_csr_tensor(rowptr, col, value, size, check_invariants=False)
+    assert matrix.layout == torch.sparse_csr
+    assert matrix.is_cuda
+    assert (matrix @ x).tolist() == [[2, 3], [0, 0], [4, 6]]
+    with pytest.raises(RuntimeError, match=r'same device'):
+        matrix @ HOST

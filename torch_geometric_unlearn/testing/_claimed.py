@@ -25,7 +25,7 @@ class ClaimedTensor(Tensor):
     @staticmethod
     def __new__(cls, value: Tensor, is_number: bool = False) -> ClaimedTensor:
         strided = value.layout == torch.strided
-        out = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        out = Tensor._make_wrapper_subclass(
             cls,
             value.size(),
             strides=value.stride() if strided else None,
@@ -40,7 +40,7 @@ class ClaimedTensor(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         raise RuntimeError(
@@ -74,7 +74,7 @@ class ClaimedTensor(Tensor):
         return self.value.is_sparse_csr
 
     @property
-    def data(self) -> Tensor:  # type: ignore[override]
+    def data(self) -> Tensor:
         return self.detach()
 
     @data.setter
@@ -99,7 +99,7 @@ class ClaimedTensor(Tensor):
     def tolist(self) -> Any:
         return self.cpu().tolist()
 
-    def __repr__(self, **kwargs: Any) -> str:
+    def __repr__(self) -> str:  # type: ignore[override]
         return repr(self.cpu())[:-1] + f", device='{CLAIMED}')"
 
     def __format__(self, spec: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ class ClaimedGenerator(torch._C.Generator, metaclass=_AnyGenerator):
     others that claim to be on the device.
     """
 
-    _made: Any = weakref.WeakSet()
+    _made: ClassVar[Any] = weakref.WeakSet()
 
     def __new__(cls, device: Any = 'cpu') -> Any:
         if torch.device(device).type == 'cpu':
@@ -50,11 +50,12 @@ def check_generators(values: Iterable[Any], arrives: bool) -> None:
     Raises:
         RuntimeError: If it is on another one.
     """
+    value: Any
     for value in values:
         if isinstance(value, torch._C.Generator):
             # Operators get another object of Python around the same generator.
             own = {made._cdata for made in ClaimedGenerator._made}
-            is_own = value._cdata in own
+            is_own = value._cdata in own  # type: ignore[attr-defined]
             if is_own != arrives:
                 types = ('cpu', CLAIMED.type)
                 raise RuntimeError(
@@ -64,8 +65,8 @@ def check_generators(values: Iterable[Any], arrives: bool) -> None:
 
 
 def runtime(note_wait: Callable[[str], None]) -> dict[str, Any]:
-    r"""Returns functions of :obj:`torch.cuda` by name. There is one device, whose random
-    numbers are those of the CPU and which holds no memory of its own.
+    r"""Returns functions of :obj:`torch.cuda` by name. There is one device, whose
+    random numbers are those of the CPU and which holds no memory of its own.
     """
 
     def set_rng_state(state: Tensor, device: Any = 'cuda') -> None:

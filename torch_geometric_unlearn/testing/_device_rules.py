@@ -15,8 +15,8 @@ from ._claimed import is_claimed
 _WAITS = {
     '_coalesce', '_linalg_check_errors', '_linalg_eigh', '_linalg_svd',
     '_local_scalar_dense', '_unique', '_unique2', 'allclose', 'bincount', 'equal',
-    'histc', 'linalg_eig', 'linalg_lstsq', 'masked_select', 'nonzero', 'unique_consecutive',
-    'unique_dim', 'unique_dim_consecutive',
+    'histc', 'linalg_eig', 'linalg_lstsq', 'masked_select', 'nonzero',
+    'unique_consecutive', 'unique_dim', 'unique_dim_consecutive',
 }  # fmt: skip
 _COPIES = {'_to_copy', 'copy', 'copy_'}
 _INDEXING = {'index', 'index_put', 'index_put_'}

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -171,29 +171,71 @@ class _Names(TorchFunctionMode):
 
 def _inner(x: Any) -> Any:
     is_name = isinstance(x, str) and x.partition(':')[0] == 'cuda'
-    is_name = is_name or isinstance(x, torch.device) and x.type == 'cuda'
+    is_name = is_name or (isinstance(x, torch.device) and x.type == 'cuda')
     return INNER if is_name else x
 
 
-_LIBRARIES = tuple(
-    str(Path(module.__file__).parent) for module in (torch, torch_geometric)
-)
+_LIBRARIES = tuple(x.__path__[0] for x in (torch, torch_geometric))
+_OWN = {
+    os.path.join(os.path.dirname(__file__), f'{name}.py')
+    for name in ('rehearse_cuda', '_claimed', '_claimed_runtime')
+}
 
 
 def _place() -> str:
     frame = sys._getframe(1)
-    own = {__file__, str(Path(__file__).with_name('_claimed.py'))}
-    own.add(str(Path(__file__).with_name('_claimed_runtime.py')))
-    while frame is not None:
+    while frame.f_back is not None:
         file = frame.f_code.co_filename
-        if not file.startswith(_LIBRARIES) and file not in own:
-            return f'{Path(file).name}:{frame.f_code.co_name}'
+        if not file.startswith(_LIBRARIES) and file not in _OWN:
+            break
         frame = frame.f_back
-    return 'torch'
+    return f'{os.path.basename(frame.f_code.co_filename)}:{frame.f_code.co_name}'
 
 
 @contextmanager
 def rehearse_cuda(allow: Collection[str] = ()) -> Iterator[Rehearsal]:
+    r"""Has torch, on a machine without a GPU, answer inside the block as if it had one
+    [ours]: finds what would fail or stall on CUDA before there is CUDA.
+
+    What is moved or made there keeps its values on the CPU, gives the results of the
+    CPU, and says that it is on :obj:`cuda:0`. As on CUDA, an operator that mixes
+    devices raises, where CUDA permits no mixture (it permits host tensors as indices,
+    and in pointwise operators host tensors without dimensions), and so does a
+    generator of the wrong device, and :obj:`.numpy()`.
+
+    Where the host waits for the device is noted as
+    :meth:`torch.cuda.set_sync_debug_mode` has it: :obj:`.item()`, :obj:`.tolist()`,
+    :obj:`bool(x)`, printing, :obj:`nonzero` and indexing by masks, :obj:`unique`,
+    blocking copies and the like. Inside a training step, which is what an optimizer of
+    torch does between :obj:`zero_grad` and the end of :obj:`step`, it raises.
+
+    It tells nothing of speed, memory and rounding, and runs no kernel of CUDA.
+    Autocast and :obj:`torch.compile` do nothing for its tensors, random numbers are
+    those of the CPU, a loop that never calls :obj:`zero_grad` has no steps, and
+    :obj:`module.cuda()` makes new parameters: move a model before you build its
+    optimizer. One thread at a time can rehearse.
+
+    Args:
+        allow (collection, optional): Places where a training step may wait, as
+            :obj:`'file.py:function'`. (default: :obj:`()`)
+
+    Returns:
+        Rehearsal: Its :obj:`waits` are all places where the host has waited.
+
+    Raises:
+        RuntimeError: Inside the block, where CUDA would raise, or where a training step
+            waits at another place.
+        TypeError: Inside the block, for :obj:`.numpy()` of a device tensor.
+        NotImplementedError: Inside the block, where a tensor is resized in place.
+
+    Example:
+        >>> data = SyntheticMultimodal('tiny')[0]
+        >>> with rehearse_cuda() as rehearsal:
+        ...     model = MGCN.from_data(data, hidden_channels=16).cuda()
+        ...     result = fit(model, data, num_epochs=1)
+        >>> any(wait.in_step for wait in rehearsal.waits)
+        False
+    """
     rehearsal = Rehearsal(allow)
     zero_grad = Optimizer.zero_grad
 
@@ -204,8 +246,9 @@ def rehearse_cuda(allow: Collection[str] = ()) -> Iterator[Rehearsal]:
     def end_step(*args: Any) -> None:
         rehearsal.in_step = False
 
+    functions = runtime(rehearsal.note_wait)
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.multiple(torch.cuda, **runtime(rehearsal.note_wait)))
+        stack.enter_context(mock.patch.multiple(torch.cuda, **functions))
         stack.enter_context(mock.patch.object(torch, 'Generator', ClaimedGenerator))
         stack.enter_context(mock.patch.object(Optimizer, 'zero_grad', begin_step))
         stack.callback(register_optimizer_step_post_hook(end_step).remove)
