@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from collections import Counter
 
 import pytest
@@ -23,7 +24,6 @@ from torch_geometric_unlearn.audit import (
     likelihood_ratio,
     membership,
     relearn_time,
-    self_check,
     shadow,
 )
 from torch_geometric_unlearn.data import schema
@@ -74,6 +74,8 @@ from torch_geometric_unlearn.utils.seed import isolated_seed
 ALLOWED = {
     # PyG's LightGCN normalises its CSR matrix in every pass, and counts rows for it.
     'adapter.py:_embed_sparse',
+    # Once per graph: that matrix is made in the first step.
+    'adapter.py:adj_t',
 }
 DROPOUTS = ('feature', 'hidden', 'user', 'item', 'edge', 'out')
 NO_DROPOUT = {f'{name}_dropout': 0.0 for name in DROPOUTS}  # Draws on its own there.
@@ -94,7 +96,7 @@ def build_lightgcn(data):
 
 
 BACKBONES = {'MGCN': build_mgcn, 'MIGGT': build_miggt, 'LightGCN': build_lightgcn}
-FEW = {'num_epochs': 1, 'batch_size': 512}
+FEW = {'num_epochs': 1, 'batch_size': 256}
 METHODS = {
     'COVA': lambda build: COVA(),
     'EdgeDrop': lambda build: EdgeDrop(),
@@ -109,14 +111,14 @@ METHODS = {
     'RowReset': lambda build: RowReset(),
     'ScaleGUN': lambda build: ScaleGUN(max_iter=3),
     'TRU': lambda build: TRU(**FEW),
-    'UltraRE': lambda build: UltraRE(build, 2, **FEW),
+    'UltraRE': lambda build: UltraRE(build, 2, grouping='random', **FEW),
 }
 REQUESTS = [ForgetUsers([3, 17]), ForgetItems([5]), ForgetInteractions(ratio=0.05)]
 
 
 @pytest.fixture(scope='module')
 def small():
-    return SyntheticMultimodal('tiny')[0]
+    return SyntheticMultimodal('tiny', num_users=60, num_items=40)[0]
 
 
 @pytest.fixture(scope='module', params=list(BACKBONES))
@@ -186,7 +188,7 @@ def test_resume(optimizer, small, tmp_path):
             model,
             small,
             num_epochs=num_epochs,
-            batch_size=512,
+            batch_size=256,
             checkpoint=path,
             resume=resume,
             **kwargs,
@@ -232,9 +234,16 @@ def trained_shop(shop):
     return model
 
 
+@pytest.fixture
+def case(shop, trained_shop, few_trees):
+    r"""A model, its retrained one and requests, on a rehearsed device."""
+    with rehearse_cuda(ALLOWED):
+        yield Case(shop, trained_shop, moves=True)
+
+
 @pytest.fixture(params=['data on the host', 'data on the device'])
-def case(request, shop, trained_shop, few_trees):
-    r"""A model, its retrained one and a request, on a rehearsed device."""
+def either(request, shop, trained_shop):
+    r"""The same, also with the data left on the host."""
     with rehearse_cuda(ALLOWED):
         yield Case(shop, trained_shop, request.param == 'data on the device')
 
@@ -279,46 +288,53 @@ def test_metrics(case):
     assert len(rows) == 2
 
 
-def test_metrics_are_those_of_the_cpu(case, shop, trained_shop):
+def test_metrics_are_those_of_the_cpu(either, shop, trained_shop):
     expected = evaluate_split(trained_shop, shop, 'test')
-    assert evaluate_split(case.model, case.data, 'test') == pytest.approx(expected)
+    assert evaluate_split(either.model, either.data, 'test') == pytest.approx(expected)
 
 
-def test_membership_audits(case):
-    FAST = {'num_bootstrap': 5}
-    membership(case.result.model, case.marked, mode='direct', **FAST)
-    compare_membership(case.models, case.marked, modes=['direct'], **FAST)
-    self_check(case.model, case.marked, classifiers=['forest'], **FAST)
-    options = {'num_factors': 8, 'num_epochs': 2, **FAST}
-    shadow(case.model, case.marked, case.build, FEW, **options)
-    kwargs = {'num_models': 4, **FAST}
-    likelihood_ratio(case.marked, case.build, EdgeDrop(), FEW, **kwargs)
+def test_membership(case):
+    options = {'num_bootstrap': 5, 'classifiers': ['logistic']}
+    out = membership(case.result.model, case.marked, mode='transfer', **options)
+    assert out.num_members >= 50
+    compare_membership(case.models, case.marked, modes=['direct'], **options)
 
 
-def test_other_audits(case):
-    for marked in case.requests:
-        completion(case.result.model, marked, num_bootstrap=2)
-    compare_completion(case.models, case.marked, num_bootstrap=2)
-    exchangeability(case.data)
-    models = case.result.model, case.marked, case.model
-    relearn_time(*models, retrained=case.retrained.model, max_steps=2, num_subsets=1)
-    poisoned = InjectBackdoor(num_triggers=1)(case.data)
-    backdoor(case.build(poisoned), poisoned)
+def test_attacks_that_train(case, shop, monkeypatch):
+    monkeypatch.setattr(sys.modules[shadow.__module__], 'MIN_EXAMPLES', 20)
+    kept = ForgetUsers(ratio=0.3)(hold_out_users(shop, 0.35))
+    options = {'num_factors': 8, 'num_epochs': 2, 'num_bootstrap': 5}
+    marked = case.put(kept)
+    out = shadow(case.model, marked, case.build, FEW, **options)
+    assert out.num_members >= 20
+    options = {'num_models': 4, 'num_bootstrap': 5}
+    likelihood_ratio(case.marked, case.build, EdgeDrop(), FEW, **options)
 
 
-def test_recommend(case, shop, trained_shop):
+def test_other_audits(either):
+    for marked in either.requests:
+        completion(either.result.model, marked, num_bootstrap=2)
+    compare_completion(either.models, either.marked, num_bootstrap=2)
+    exchangeability(either.data)
+    models = either.result.model, either.marked, either.model
+    relearn_time(*models, retrained=either.retrained.model, max_steps=2, num_subsets=1)
+    poisoned = InjectBackdoor(num_triggers=1)(either.data)
+    backdoor(either.build(poisoned), poisoned)
+
+
+def test_recommend(either, shop, trained_shop):
     graph = trained_shop.build_graph(shop)
     expected, _ = trained_shop.recommend(graph, [0, 1], 5)
-    graph = case.model.build_graph(case.data)
+    graph = either.model.build_graph(either.data)
     for users in ([0, 1], torch.tensor([0, 1]), torch.tensor([0, 1], device='cuda')):
-        items, scores = case.model.recommend(graph, users, 5, exclude_items=[])
+        items, scores = either.model.recommend(graph, users, 5, exclude_items=[])
         assert items.is_cuda
         assert scores.is_cuda
         assert torch.equal(items.cpu(), expected)
-    graph = case.model.build_graph(case.marked)
+    graph = either.model.build_graph(either.marked)
     everyone = torch.arange(shop['user'].num_nodes)
     pairs = shop[schema.EDGE_TYPE].edge_index
-    case.model.recommend(graph, everyone, 5, exclude=pairs, exclude_items=[3])
+    either.model.recommend(graph, everyone, 5, exclude=pairs, exclude_items=[3])
 
 
 def test_report(case):
@@ -335,36 +351,36 @@ def test_report(case):
     assert '<html' in render_html(content)
 
 
-def test_save_and_load(case, tmp_path):
+def test_save_and_load(either, tmp_path):
     path = tmp_path / 'model.safetensors'
-    save_model(case.model, path, data=case.data)
-    other = copy.deepcopy(case.model)
+    save_model(either.model, path, data=either.data)
+    other = copy.deepcopy(either.model)
     with torch.no_grad():
         other.user_embedding.weight.zero_()
-    load_model(other, path, data=case.data)
-    built, _ = load_model(path, data=case.data)
+    load_model(other, path, data=either.data)
+    built, _ = load_model(path, data=either.data)
     assert not built.user_embedding.weight.is_cuda
     for model in (other, built.cuda()):
-        for x, y in zip(case.model.parameters(), model.parameters()):
+        for x, y in zip(either.model.parameters(), model.parameters()):
             assert torch.equal(x, y)
 
 
-def test_transforms(case):
-    for marked in case.requests:
+def test_transforms(either):
+    for marked in either.requests:
         out = DropForgotten()(marked)
-        assert out[schema.EDGE_TYPE].edge_index.is_cuda == case.moves
+        assert out[schema.EDGE_TYPE].edge_index.is_cuda == either.moves
     for transform in (
         ForgetUsers([3]),
         ForgetUsers(ratio=0.1),
         ForgetItems([3]),
         ForgetInteractions(ratio=0.1),
-        ForgetInteractions(case.data[schema.EDGE_TYPE].edge_index[:, :1].cpu()),
+        ForgetInteractions(either.data[schema.EDGE_TYPE].edge_index[:, :1].cpu()),
         ItemKNNGraph(),
         SplitInteractions(),
     ):
-        out = transform(case.data)
-        assert out[schema.EDGE_TYPE].edge_index.is_cuda == case.moves
-    hold_out_users(case.data, 0.1)
+        out = transform(either.data)
+        assert out[schema.EDGE_TYPE].edge_index.is_cuda == either.moves
+    hold_out_users(either.data, 0.1)
 
 
 def test_contracts(case):

@@ -306,6 +306,7 @@ def test_data_of_a_parameter(x):
     assert twin.sum() == 21
 
 
+@pytest.mark.filterwarnings('ignore:Sparse')
 def test_sparse(x):
     rowptr, col = torch.tensor([0, 1, 1, 3]).cuda(), torch.tensor([1, 0, 2]).cuda()
     value = torch.ones(3).cuda()
