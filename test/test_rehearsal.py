@@ -74,8 +74,6 @@ from torch_geometric_unlearn.utils.seed import isolated_seed
 ALLOWED = {
     # PyG's LightGCN normalises its CSR matrix in every pass, and counts rows for it.
     'adapter.py:_embed_sparse',
-    # Once per graph: that matrix is made in the first step.
-    'adapter.py:adj_t',
 }
 DROPOUTS = ('feature', 'hidden', 'user', 'item', 'edge', 'out')
 NO_DROPOUT = {f'{name}_dropout': 0.0 for name in DROPOUTS}  # Draws on its own there.
