@@ -6,7 +6,8 @@ out=${1:?'Usage: run_gpu.sh FOLDER'}
 mkdir -p "$out"
 here=$(dirname "$0")
 python -m pytest -q "$here/../test/ops" "$here/../test/nn" "$here/../test/train" \
-    "$here/../test/unlearn" | tail -n 1
+    "$here/../test/unlearn" "$here/../test/utils" "$here/../test/test_rehearsal.py" \
+    "$here/../test/testing" | tail -n 30
 for factor in 1 10 84; do  # 84 copies of Baby hold 10^7 interactions.
     python "$here/propagation.py" --device cuda --factor "$factor" \
         --json "$out/propagation_x$factor.json"

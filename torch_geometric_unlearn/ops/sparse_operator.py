@@ -68,7 +68,9 @@ class SparseOperator:
         r"""Source and target of every entry, grouped by target, int64 :obj:`[2, E]`."""
         count = self.rowptr.diff()
         target = torch.arange(self.size[1], device=count.device)
-        target = target.repeat_interleave(count.long())
+        target = target.repeat_interleave(
+            count.long(), output_size=self.num_entries
+        )
         return torch.stack([self.col.long(), target])
 
     @property
@@ -86,7 +88,9 @@ class SparseOperator:
             by_target = (target * self.size[0] + source).argsort()
             count = self.rowptr_t.diff()
             source_t = torch.arange(self.size[0], device=count.device)
-            source_t = source_t.repeat_interleave(count.long())
+            source_t = source_t.repeat_interleave(
+                count.long(), output_size=self.num_entries
+            )
             by_target_t = (self.col_t.long() * self.size[0] + source_t).argsort()
             self._transpose_order = torch.empty_like(by_target)
             self._transpose_order[by_target_t] = by_target

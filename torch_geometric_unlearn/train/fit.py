@@ -399,9 +399,14 @@ class _Run:
         self.best_state = {
             k: v.to(self.device) for k, v in groups['best'].items()
         } or None
+        # A fused kernel counts its steps on the device, all others count on the CPU.
+        counts = any(
+            group.get('fused') or group.get('capturable')
+            for group in self.optimizer.param_groups
+        )
         for key, value in groups['adam'].items():
             kind, _, name = key.partition('/')
-            value = value if kind == 'step' else value.to(self.device)
+            value = value if kind == 'step' and not counts else value.to(self.device)
             self.optimizer.state[self.parameters[name]][kind] = value
 
     def _check_optimizer(

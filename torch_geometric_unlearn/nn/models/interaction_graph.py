@@ -40,8 +40,8 @@ class InteractionGraph:
         num_nodes = self.num_users + self.num_items
         col, row = self.adj
         code = (row * num_nodes + col).sort()[0]
-        rowptr = row.new_zeros(num_nodes + 1)
-        torch.cumsum(row.bincount(minlength=num_nodes), 0, out=rowptr[1:])
+        first = torch.arange(num_nodes + 1, device=code.device) * num_nodes
+        rowptr = torch.searchsorted(code, first)  # To count would wait for the device.
         value = torch.ones(code.numel(), device=code.device)
         size = (num_nodes, num_nodes)
         consume_beta_warning()
