@@ -1,6 +1,7 @@
 r"""What does a workspace cost, and does the model stay good under requests day by day?
 
     python benchmark/deletion_service.py --json results/deletion_service_cpu.json
+    python benchmark/deletion_service.py --parts days --seeds 0 1 2 --batch-size 512
 
 `days`: a hundred users leave on sixty days, and the scheduler serves them in batches;
 at the end stands one retraining without any of them. `one by one`: the same, every
@@ -44,6 +45,9 @@ parser.add_argument('--days', type=int, default=60)
 parser.add_argument('--imported', type=int, default=10_000)
 parser.add_argument('--seeds', type=int, nargs='+', default=[0])
 parser.add_argument('--num-epochs', type=int, help='largest, of every training')
+parser.add_argument('--patience', type=int, help='of every training')
+parser.add_argument('--lr', type=float, help='of every training')
+parser.add_argument('--batch-size', type=int, help='of trainings and unlearning')
 parser.add_argument(
     '--parts',
     nargs='+',
@@ -55,9 +59,9 @@ args = parser.parse_args()
 
 data, title = load_dataset('synthetic')
 build, settings = BUILD[args.backbone], training_settings(args.backbone)
-if args.num_epochs:
-    settings['num_epochs'] = args.num_epochs
-steps = {'lr': settings.get('lr', 1e-3), 'batch_size': settings.get('batch_size', 2048)}
+given = {k: getattr(args, k) for k in ('num_epochs', 'patience', 'lr', 'batch_size')}
+settings |= {key: value for key, value in given.items() if value is not None}
+steps = {key: settings[key] for key in ('batch_size',) if key in settings}
 
 
 def trained(data, seed):
