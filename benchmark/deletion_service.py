@@ -132,6 +132,7 @@ def through_days(model, reference, folder, seed, at_once):
         'from_scratch': jobs.by_method.get('Retrain', 0),
         'decided': jobs.decided,
         'failed_attempts': jobs.failed,
+        'failed_gates': ', '.join(f'{n} {k}' for k, n in jobs.failed_gates.items()),
         **drift.figures(),
         'erased': sum(map(is_erased, after['user'].raw_id)),
         'overdue': status['overdue'],
@@ -199,6 +200,6 @@ for seed in args.seeds:
             else:
                 row = {'single': single, 'import': imported}[part](model, root, seed)
         rows.append({'part': part, **row})
-        print(rows[-1], flush=True)
-columns = list(dict.fromkeys(key for row in rows for key in row))
-finish(f'{title}, {args.backbone}', rows, columns, vars(args), args.json)
+        # After every row, since what is done should not be lost.
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        finish(f'{title}, {args.backbone}', rows, columns, vars(args), args.json)

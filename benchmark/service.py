@@ -27,13 +27,14 @@ class Days:
 
 class Jobs:
     r"""Counts what the jobs of a workspace did: by which method the version came that
-    was promoted, attempts that failed a gate, and full trainings that settled gates
-    which could not be told before a deadline.
+    was promoted, attempts that failed a gate, and which one, and full trainings that
+    settled gates which could not be told before a deadline.
     """
 
     def __init__(self, ws):
         self.ws, self.version = ws, ws.status()['version']
         self.num, self.by_method, self.failed, self.decided = 0, {}, 0, 0
+        self.failed_gates = {}
 
     def take(self, jobs):
         r"""Takes note of what the last call of `work` did, and returns the version if
@@ -42,6 +43,9 @@ class Jobs:
         for job in jobs:
             self.num += 1
             self.failed += len(job.gates) - (job.version is not None)
+            for verdicts in job.gates.values():
+                for gate in (name for name, v in verdicts.items() if v == 'fail'):
+                    self.failed_gates[gate] = self.failed_gates.get(gate, 0) + 1
             if job.version is not None:
                 method = list(job.gates)[-1].split()[-1]
                 self.by_method[method] = self.by_method.get(method, 0) + 1
