@@ -13,10 +13,10 @@ first two parts count how versions came about, and look at every one that was pu
 service: `worst_relative` is the lowest NDCG@20 of the users who stay relative to
 retraining, and `worst_to_full` that of unlearned versions relative to the last full
 training, as the budget of 2 % has it. The last unlearned version before every full
-training, and the one at the end, is attacked: can the pairs erased since the full
-training before it be told from test pairs? `contained` of the `attacks` have an
-interval that holds the value of the retrained model on the same pairs; `membership`,
-`low`, `high` and `control` are those of the attack on the most pairs.
+training, and the one at the end, is attacked: can the pairs erased until then be told
+from test pairs? `contained` of the `attacks` have an interval that holds the value of
+the retrained model on the same pairs; `membership`, `low`, `high` and `control` are
+those of the attack on the most pairs.
 """
 
 import argparse

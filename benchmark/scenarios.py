@@ -247,7 +247,7 @@ def run(name, data):
 def draw(rows, path):
     r"""Utility and forgetting by quarter, a column per scenario."""
     figure, axes = plt.subplots(
-        2, len(args.scenarios), figsize=(3.4 * len(args.scenarios), 5.2), squeeze=False
+        2, len(args.scenarios), figsize=(2.9 * len(args.scenarios), 4.6), squeeze=False
     )
     marks = dict(zip(('workspace', *METHODS), 'osv^D'))
     for column, scenario in enumerate(args.scenarios):
@@ -279,7 +279,7 @@ def draw(rows, path):
     figure.legend(handles, labels, loc='lower center', ncols=len(labels), frameon=False)
     figure.tight_layout(rect=(0, 0.06, 1, 1))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    figure.savefig(path, dpi=80)
     print(f'Wrote {path}')
 
 

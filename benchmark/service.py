@@ -82,11 +82,10 @@ class Drift:
         served = Served.of(*self.ws.load())
         ours = float(retained_ndcg(served, self.marked)[1].mean())
         self.relative.append(ours / self.goal - 1)
+        self.gone += users
         if service['is_full']:
             self._attack()
-            self.gone = []
             return
-        self.gone += users
         self.unlearned = served, list(self.gone)
         gate = self.ws.ledger.row(
             "SELECT content FROM gate WHERE job = ? AND name = 'utility' "
@@ -96,7 +95,9 @@ class Drift:
         self.to_full.append(Gate.of(gate['content']).figures['to_full'])
 
     def _attack(self):
-        r"""Attacks the last unlearned version, and the reference on the same pairs."""
+        r"""Attacks the last unlearned version, and the reference on the same pairs: all
+        that were erased until then. Those since the last full training alone are few.
+        """
         if self.unlearned is None:
             return
         served, users = self.unlearned
