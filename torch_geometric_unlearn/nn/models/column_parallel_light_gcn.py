@@ -32,7 +32,8 @@ class ColumnParallelLightGCN(LightGCN):
     :class:`~torch_geometric_unlearn.unlearn.PartialRetrain`,
     :class:`~torch_geometric_unlearn.unlearn.RowReset` and
     :class:`~torch_geometric_unlearn.unlearn.EdgeDrop` work by columns; other methods
-    refuse. Every process must make the same calls, with the same data: they compare.
+    refuse. Every process must make the same calls, also those that look at embeddings
+    only, and with the same data: they compare.
     States are saved as folders, which any number of processes can load.
 
     Args:
@@ -116,7 +117,9 @@ class ColumnParallelLightGCN(LightGCN):
         return out.train(model.training)
 
     def to_whole(self) -> LightGCN:
-        r"""Returns the model with all columns, the same on every process."""
+        r"""Returns the model with all columns, the same on every process; all of them
+        call it together.
+        """
         with isolated_seed(0):  # What is drawn is overwritten.
             out = LightGCN(*_sizes(self))
         for own, table in zip(self.tables(), out.tables()):
