@@ -1,5 +1,6 @@
 r"""States of models that are divided by columns, saved by some processes and loaded by
-any other number of them, on :mod:`torch.distributed.checkpoint`.
+any other number of them, on :mod:`torch.distributed.checkpoint`, which takes its time
+to import, so that only those who save wait for it.
 
 A state is a folder. The file ``state.safetensors`` holds the header and what every
 process has, and names the folder with the columns, which is complete before it is
@@ -19,13 +20,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard
 
 from torch_geometric_unlearn.utils.files import make_folder
 from torch_geometric_unlearn.utils.tensor_file import load_tensors, save_tensors
@@ -58,6 +52,8 @@ def save_columns(
     Raises:
         ValueError: If :obj:`path` is a file.
     """
+    from torch.distributed.checkpoint.state_dict_saver import save
+
     root = Path(path)
     if columns.any(root.is_file()):
         raise ValueError(
@@ -90,6 +86,11 @@ def load_columns(
         FileNotFoundError: If there is no complete state.
         ValueError: If it is damaged, or of tables with another number of columns.
     """
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+    from torch.distributed.checkpoint.state_dict_loader import load
+
     root = Path(path)
     tensors, meta = load_tensors(root / _STATE)
     num_columns = int(tensors.pop('columns', torch.tensor(0)))
@@ -115,7 +116,7 @@ def load_columns(
             f'another state.'
         ) from error
     for key, x in whole.items():
-        tensors[key] = x.to_local() if isinstance(x, DTensor) else x
+        tensors[key] = x if columns.num_processes == 1 else x.to_local()
     return tensors, meta['header']
 
 
@@ -136,6 +137,9 @@ def _divided(x: Tensor, columns: Columns) -> Tensor:
     x = x.detach()
     if columns.num_processes == 1:
         return x
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor, Shard
+
     group: Any = columns.group or dist.group.WORLD
     mesh = DeviceMesh.from_group(group, x.device.type)
     return DTensor.from_local(x.contiguous(), mesh, [Shard(1)], run_check=False)

@@ -27,15 +27,29 @@ def process_group(timeout: float = 1800.0) -> Iterator[None]:
 
     Example:
         >>> with process_group():
-        ...     columns = Columns(64)
-        >>> columns.num_processes
+        ...     processes = Processes()
+        >>> processes.num_processes
         1
     """
     is_launched = 'RANK' in os.environ and 'WORLD_SIZE' in os.environ
     if not is_launched or (dist.is_available() and dist.is_initialized()):
         yield
         return
-    dist.init_process_group(_backend(), timeout=timedelta(seconds=timeout))
+    backend = _backend()
+    from torch._C._distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    wait = timedelta(seconds=timeout)
+    store, rank, world_size = next(rendezvous('env://', timeout=wait))
+    # A process that was started again must not find where a dead one has listened.
+    attempt = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')
+    dist.init_process_group(
+        backend,
+        store=PrefixStore(f'attempt {attempt}', store),
+        rank=rank,
+        world_size=world_size,
+        timeout=wait,
+    )
     yield  # After an exception, leaving would wait for others, who wait for this one.
     dist.destroy_process_group()
 
