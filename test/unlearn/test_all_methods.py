@@ -7,12 +7,12 @@ import json
 
 import pytest
 import torch
-from torch_geometric.nn import LightGCN
+from torch_geometric.nn import LightGCN as PyGLightGCN
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import Request
 from torch_geometric_unlearn.datasets import SyntheticMultimodal
-from torch_geometric_unlearn.nn import MGCN, MIGGT, RecommenderAdapter
+from torch_geometric_unlearn.nn import MGCN, MIGGT, LightGCN, RecommenderAdapter
 from torch_geometric_unlearn.report import build_report, render_html
 from torch_geometric_unlearn.testing import check_unlearner
 from torch_geometric_unlearn.train import fit, save_model
@@ -49,11 +49,20 @@ def build_miggt(data):
 
 
 def build_lightgcn(data):
+    return LightGCN.from_data(data, hidden_channels=8)
+
+
+def build_adapter(data):
     sizes = data['user'].num_nodes, data['item'].num_nodes
-    return RecommenderAdapter(LightGCN(sum(sizes), 8, 2), *sizes)
+    return RecommenderAdapter(PyGLightGCN(sum(sizes), 8, 2), *sizes)
 
 
-BACKBONES = {'MGCN': build_mgcn, 'MIGGT': build_miggt, 'LightGCN': build_lightgcn}
+BACKBONES = {
+    'MGCN': build_mgcn,
+    'MIGGT': build_miggt,
+    'LightGCN': build_lightgcn,
+    'adapter': build_adapter,
+}
 REQUESTS = [ForgetUsers([3, 17]), ForgetItems([5]), ForgetInteractions(ratio=0.05)]
 FEW = {'num_epochs': 1, 'batch_size': 256}
 METHODS = {

@@ -202,6 +202,7 @@ def bipartite_operators(
     edge_index: Tensor,
     num_users: int,
     num_items: int,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[SparseOperator, SparseOperator]:
     r"""Returns the normalised user-item operators of the training interactions.
 
@@ -214,6 +215,8 @@ def bipartite_operators(
         edge_index (torch.Tensor): (user, item) pairs, int64 :obj:`[2, E]`.
         num_users (int): Number of users.
         num_items (int): Number of items.
+        dtype (torch.dtype, optional): Type of the values.
+            (default: :obj:`torch.float32`)
 
     Raises:
         TypeError, ValueError: If :obj:`edge_index` is not as described, or holds an id
@@ -221,8 +224,8 @@ def bipartite_operators(
     """
     check_entries(edge_index, (num_users, num_items), ('user', 'item'))
     user, item = edge_index[0], edge_index[1]
-    inv_sqrt_user = _inv_sqrt(degree(user, num_users))
-    inv_sqrt_item = _inv_sqrt(degree(item, num_items))
+    inv_sqrt_user = _inv_sqrt(degree(user, num_users, dtype))
+    inv_sqrt_item = _inv_sqrt(degree(item, num_items, dtype))
     weight = inv_sqrt_user[user] * inv_sqrt_item[item]
     shifted = item + num_users
     num_nodes = num_users + num_items

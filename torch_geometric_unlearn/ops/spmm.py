@@ -25,8 +25,14 @@ def _embedding_bag(csr: list[Tensor], x: Tensor) -> Tensor:
     rowptr, col, value = csr[:3]
     if col.numel() == 0:
         return x.new_zeros(rowptr.numel() - 1, x.size(1))
+    # Detached, or it works out what its own backward pass would need.
     return F.embedding_bag(
-        col, x, rowptr, mode='sum', per_sample_weights=value, include_last_offset=True
+        col,
+        x.detach(),
+        rowptr,
+        mode='sum',
+        per_sample_weights=value,
+        include_last_offset=True,
     )
 
 

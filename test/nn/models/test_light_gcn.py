@@ -8,17 +8,77 @@ from torch_geometric_unlearn.nn import LightGCN
 from torch_geometric_unlearn.testing import check_model
 
 
-@pytest.mark.parametrize('num_layers', [1, 2, 3])
-def test_against_pyg(data, num_layers):
-    model = LightGCN.from_data(data, hidden_channels=8, num_layers=num_layers)
-    other = PyGLightGCN(160, 8, num_layers)
-    with torch.no_grad():
-        other.embedding.weight.copy_(model.node_embedding())
+def of_pyg(model):
+    r"""PyG's model with the same embeddings."""
+    x = model.node_embedding().detach()
+    other = PyGLightGCN(*x.shape, model.num_layers).to(x.dtype)
+    alpha = torch.full_like(other.alpha, 1 / (1 + model.num_layers))  # Not via float32.
+    other.load_state_dict({'embedding.weight': x, 'alpha': alpha})
+    return other
+
+
+def edges_both_ways(data):
     user, item = data[schema.EDGE_TYPE].edge_index
-    both = torch.stack([torch.cat([user, item + 100]), torch.cat([item + 100, user])])
-    expected = other.get_embedding(both)
+    item = item + 100
+    return torch.stack([torch.cat([user, item]), torch.cat([item, user])])
+
+
+@pytest.mark.parametrize('num_layers', [0, 1, 2, 3])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_embeddings_and_gradients_of_pyg(dtype, num_layers, data):
+    model = LightGCN.from_data(data, hidden_channels=8, num_layers=num_layers)
+    model = model.to(dtype)
+    other = of_pyg(model)
+    expected = other.get_embedding(edges_both_ways(data))
     got = torch.cat(model(model.build_graph(data)))
-    assert torch.allclose(got, expected, atol=1e-6)
+    atol = 1e-6 if dtype == torch.float32 else 1e-14
+    assert torch.allclose(got, expected, atol=atol, rtol=0)
+    weight = torch.randn(160, 8, dtype=dtype)
+    (weight * got).sum().backward()
+    (weight * expected).sum().backward()
+    grad = torch.cat([p.grad for p in model.parameters()])
+    assert torch.allclose(grad, other.embedding.weight.grad, atol=10 * atol, rtol=0)
+
+
+@pytest.mark.parametrize('weight_decay', [0.0, 1e-2])
+def test_training_equals_that_of_pyg(weight_decay, data):
+    model = LightGCN.from_data(data, hidden_channels=8, weight_decay=weight_decay)
+    model = model.double()
+    other, both = of_pyg(model), edges_both_ways(data)
+    graph = model.build_graph(data)
+    optimizers = [torch.optim.Adam(m.parameters(), lr=0.01) for m in (model, other)]
+    loader = TripletLoader(graph.edge_index, 60, 128)
+    for batch in list(loader) + list(loader):
+        user, pos, neg = batch.nodes(100).chunk(3)
+        pairs = torch.stack([torch.cat([user, user]), torch.cat([pos, neg])])
+        # PyG leaves out the half; its regulariser looks at the nodes that it is told.
+        expected = other.recommendation_loss(
+            *other(both, pairs).chunk(2), batch.nodes(100), lambda_reg=weight_decay / 2
+        )
+        got = model.loss(graph, batch)
+        assert torch.allclose(got, expected, atol=1e-12)
+        for loss, optimizer in zip((got, expected), optimizers):
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    x = model.node_embedding()
+    assert torch.allclose(x, other.embedding.weight, atol=1e-10, rtol=0)
+    items, _ = model.recommend(graph, range(100), 5, exclude=torch.empty(2, 0).long())
+    users = torch.arange(100)
+    expected = other.recommend(both, None, users, torch.arange(100, 160), 5) - 100
+    assert torch.equal(items, expected)
+
+
+def test_half_precision_adds_up_in_single(data):
+    model = LightGCN.from_data(data, hidden_channels=8)
+    half = LightGCN.from_data(data, hidden_channels=8)
+    half.load_state_dict(model.state_dict())
+    half = half.bfloat16()
+    graph = half.build_graph(data)
+    assert graph.user_item.value.dtype == torch.float32
+    for x, y in zip(half(graph), model(graph)):
+        assert x.dtype == torch.bfloat16
+        assert torch.allclose(x.float(), y, atol=0.01 * float(y.detach().abs().max()))
 
 
 def test_loss_by_hand(data):

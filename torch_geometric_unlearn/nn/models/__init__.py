@@ -1,12 +1,13 @@
 r"""Recommender models."""
 
-from .adapter import InteractionGraph, RecommenderAdapter
+from .adapter import RecommenderAdapter
 from .base import Recommender, RecommenderLike, RowBranch, Table, Triplets
 from .certified_head import CertifiedHead
 from .column_parallel_light_gcn import ColumnParallelLightGCN
 from .deletion_operators import DeletionOperators
 from .embedding_table import EmbeddingTable
 from .grow import grow
+from .interaction_graph import InteractionGraph
 from .light_gcn import LightGCN, LightGCNGraph
 from .mgcn import MGCN, MGCNGraph
 from .mig_gt import MIGGT, MIGGTGraph

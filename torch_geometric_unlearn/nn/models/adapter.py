@@ -3,19 +3,16 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Embedding
 from torch_geometric.data import HeteroData
-from torch_geometric.nn import LightGCN, MessagePassing
+from torch_geometric.nn import MessagePassing
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.nn.functional import bpr_loss
-from torch_geometric_unlearn.ops.spmm import consume_beta_warning
 from torch_geometric_unlearn.transforms.drop_forgotten import drop_forgotten
 from torch_geometric_unlearn.utils.check import (
     check_bool,
@@ -26,49 +23,9 @@ from torch_geometric_unlearn.utils.check import (
 from torch_geometric_unlearn.utils.seed import one_at_a_time
 
 from ._checks import check_sizes
+from ._light_convs import light_convs_on_ops
 from .base import Recommender, Table, Triplets
-
-
-@dataclass
-class InteractionGraph:
-    r"""Interactions as pairs and as one homogeneous graph over users and items.
-
-    Attributes:
-        edge_index (torch.Tensor): (user, item) pairs, int64 :obj:`[2, E]`.
-        num_users (int): Number of users.
-        num_items (int): Number of items.
-        adj (torch.Tensor): The edges between nodes in both directions, users first,
-            then items, int64 :obj:`[2, 2 * E]`.
-    """
-
-    edge_index: Tensor
-    num_users: int
-    num_items: int
-    adj: Tensor = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        user, item = self.edge_index[0], self.edge_index[1] + self.num_users
-        self.adj = torch.stack([torch.cat([item, user]), torch.cat([user, item])])
-
-    @cached_property
-    def adj_t(self) -> Tensor:
-        r"""The same as a sparse CSR matrix with a row per target."""
-        num_nodes = self.num_users + self.num_items
-        col, row = self.adj
-        code = (row * num_nodes + col).sort()[0]
-        rowptr = row.new_zeros(num_nodes + 1)
-        torch.cumsum(row.bincount(minlength=num_nodes), 0, out=rowptr[1:])
-        value = torch.ones(code.numel(), device=code.device)
-        size = (num_nodes, num_nodes)
-        consume_beta_warning()
-        return torch.sparse_csr_tensor(
-            rowptr, code % num_nodes, value, size, check_invariants=False
-        )
-
-    def to(self, device: torch.device | str) -> InteractionGraph:
-        r"""Returns the graph on another device."""
-        edge_index = self.edge_index.to(device)
-        return InteractionGraph(edge_index, self.num_users, self.num_items)
+from .interaction_graph import InteractionGraph
 
 
 class RecommenderAdapter(Recommender):
@@ -77,7 +34,10 @@ class RecommenderAdapter(Recommender):
 
     The module stays as it is in :obj:`module`, but for layers of PyG that are built
     with :obj:`cached=True`: they would keep the first graph that they see, and are set
-    to :obj:`cached=False`. The callables below must work on the arguments that they are
+    to :obj:`cached=False`. Unmodified :class:`torch_geometric.nn.LGConv` layers, those
+    of LightGCN among them, run on :meth:`~torch_geometric_unlearn.ops.spmm` wherever
+    they get :obj:`graph.adj` of the default graph: the same up to rounding, several
+    times as fast. The callables below must work on the arguments that they are
     given rather than on variables around them, because an unlearner works on a copy of
     the model.
 
@@ -93,9 +53,8 @@ class RecommenderAdapter(Recommender):
         num_items (int): Number of items.
         embed (callable, optional): :obj:`embed(module, graph)` returns user and item
             embeddings, or one matrix with users first. If :obj:`None`, this is
-            :obj:`module.get_embedding(graph.adj)` where there is such a method (with
-            the CSR matrix :obj:`graph.adj_t` for LightGCN: the same embeddings,
-            faster), :obj:`module()` if the module takes no argument, and
+            :obj:`module.get_embedding(graph.adj)` where there is such a method,
+            :obj:`module()` if the module takes no argument, and
             :obj:`module(graph.adj)` otherwise. (default: :obj:`None`)
         build_graph (callable, optional): :obj:`build_graph(data)` returns what the
             module propagates over, from data in which forgotten interactions are
@@ -246,10 +205,14 @@ class RecommenderAdapter(Recommender):
 
     def forward(self, graph: Any) -> tuple[Tensor, Tensor]:
         if self._rebuild is None:
-            return self._split(self._embed(self.module, graph))
+            return self._split(self._embed_on_ops(graph))
         with one_at_a_time():
             self._follow(graph)
-            return self._split(self._embed(self.module, graph))
+            return self._split(self._embed_on_ops(graph))
+
+    def _embed_on_ops(self, graph: Any) -> Any:
+        with light_convs_on_ops(self.module, graph):
+            return self._embed(self.module, graph)
 
     def _split(self, out: Any) -> tuple[Tensor, Tensor]:
         sizes = [self.num_users, self.num_items]
@@ -273,10 +236,10 @@ class RecommenderAdapter(Recommender):
         r"""Returns the given loss, or BPR with the regulariser."""
         if self._loss is not None:
             if self._rebuild is None:
-                return self._loss(self, graph, batch)
+                return self._own_loss(graph, batch)
             with one_at_a_time():
                 self._follow(graph)
-                return self._loss(self, graph, batch)
+                return self._own_loss(graph, batch)
         user_emb, item_emb = self(graph)
         user = user_emb.index_select(0, batch.user)
         pos = item_emb.index_select(0, batch.pos_item)
@@ -286,6 +249,11 @@ class RecommenderAdapter(Recommender):
             norm = sum(x.pow(2).sum() for x in (user, pos, neg))
             out = out + self.weight_decay * 0.5 * norm / batch.user.numel()
         return out
+
+    def _own_loss(self, graph: Any, batch: Triplets) -> Tensor:
+        assert self._loss is not None
+        with light_convs_on_ops(self.module, graph):
+            return self._loss(self, graph, batch)
 
     def branches(self) -> dict[str, list[Tensor]]:
         r"""Returns the parameters by branch, :obj:`'id'` for all that is not named."""
@@ -413,8 +381,6 @@ class RecommenderAdapter(Recommender):
 
 
 def _default_embed(module: torch.nn.Module) -> Callable[[Any, Any], Any]:
-    if isinstance(module, LightGCN):  # Up to six times faster than with edges.
-        return _embed_sparse
     if hasattr(module, 'get_embedding'):
         return _embed_method
     takes_graph = len(inspect.signature(module.forward).parameters) > 0
@@ -422,18 +388,6 @@ def _default_embed(module: torch.nn.Module) -> Callable[[Any, Any], Any]:
 
 
 # Functions of the module rather than lambdas, so that a model can be pickled.
-def _embed_sparse(module: Any, graph: Any) -> Any:
-    if torch.compiler.is_compiling():  # PyG can't trace the sparse path.
-        return module.get_embedding(graph.adj)
-    dtype = module.embedding.weight.dtype
-    if dtype not in (torch.float32, torch.float64):  # There are no such products.
-        return module.get_embedding(graph.adj)
-    adj = graph.adj_t if dtype == torch.float32 else graph.adj_t.to(dtype)
-    # There are no sparse products in bfloat16; gather and scatter stay in float32 too.
-    with torch.autocast(graph.edge_index.device.type, enabled=False):
-        return module.get_embedding(adj)
-
-
 def _embed_method(module: Any, graph: Any) -> Any:
     return module.get_embedding(graph.adj)
 

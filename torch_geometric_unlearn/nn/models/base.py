@@ -137,7 +137,8 @@ class RowBranch(NamedTuple):
 
     def __call__(self, x: Tensor) -> Tensor:
         r"""Returns the branch :math:`(N, H)` of node embeddings :math:`(N, H)`."""
-        x = x[self.source]
+        if self.source != slice(None):  # Or the backward pass would copy all of it.
+            x = x[self.source]
         return self.propagate(x if self.gate is None else self.gate * x)
 
 

@@ -11,8 +11,8 @@ from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.nn.functional import bpr_loss
 
 from ._checks import check_sizes
-from .adapter import InteractionGraph
 from .base import Recommender, Table, Triplets
+from .interaction_graph import InteractionGraph
 
 
 class EmbeddingTable(Recommender):

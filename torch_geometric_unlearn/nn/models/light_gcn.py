@@ -43,9 +43,16 @@ class LightGCN(Recommender):
     <https://arxiv.org/abs/2002.02126>`_ paper: ID embeddings, propagated without
     parameters, and the mean over all layers.
 
-    The embeddings and scores are those of :class:`torch_geometric.nn.LightGCN`; the
-    propagation runs on :meth:`~torch_geometric_unlearn.ops.layer_mean`. As in the
-    paper, the loss is BPR plus the squared norm of the batch's *initial* embeddings.
+    The embeddings and scores are those of :class:`torch_geometric.nn.LightGCN`, whose
+    name it shares (in :mod:`torch_geometric_unlearn.nn`); the propagation runs on
+    :meth:`~torch_geometric_unlearn.ops.layer_mean`. As in the paper, the loss is BPR
+    plus the squared norm of the batch's *initial* embeddings, and so PyG's
+    :obj:`recommendation_loss` on the nodes of the batch with half the weight.
+
+    The paper trains with Adam at a learning rate of 0.001 in batches of 1,024 (2,048 on
+    its largest data), mostly with :obj:`num_layers=3` and :obj:`weight_decay=1e-4`; it
+    has none of the data sets of this package, so that there is nothing to look up by
+    data set. The default of two layers is that of PyG's example.
 
     Args:
         num_users (int): Number of users.
@@ -107,9 +114,12 @@ class LightGCN(Recommender):
         data = schema.validate(data)
         check_sizes(data, self.num_users, self.num_items, {})
         edge_index = schema.retained_edge_index(data)
-        both, _ = bipartite_operators(edge_index, self.num_users, self.num_items)
-        graph = LightGCNGraph(edge_index, both)
-        return graph.to(self.user_embedding.weight.device)
+        weight = self.user_embedding.weight
+        # In half precision, propagation still adds up in single.
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        sizes = self.num_users, self.num_items
+        both, _ = bipartite_operators(edge_index, *sizes, dtype)
+        return LightGCNGraph(edge_index, both).to(weight.device)
 
     def forward(self, graph: LightGCNGraph) -> tuple[Tensor, Tensor]:
         out = self.conv(self.node_embedding(), graph.user_item)
