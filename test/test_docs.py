@@ -28,6 +28,7 @@ def namespace():
         tgu.audit,
         tgu.data,
         tgu.datasets,
+        tgu.distributed,
         tgu.loader,
         tgu.metrics,
         tgu.nn,

@@ -18,6 +18,7 @@ LAYERS = [
     'ops',
     'data',
     'transforms',
+    'distributed',
     'datasets',
     'nn',
     'loader',

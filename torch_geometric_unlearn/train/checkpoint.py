@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import warnings
+from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -14,6 +15,12 @@ from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import Request, is_erased
+from torch_geometric_unlearn.distributed.checkpoint import (
+    has_state,
+    load_columns,
+    save_columns,
+)
+from torch_geometric_unlearn.distributed.columns import columns_of
 from torch_geometric_unlearn.nn.models.base import (
     Recommender,
     RecommenderLike,
@@ -78,7 +85,7 @@ def save_model(
     header = model_record(model) | {'meta': meta or {}}
     if data is not None:
         header['data'] = data_record(data)
-    save_tensors(path, state, header)
+    save_state(path, state, header, model)
 
 
 @overload
@@ -147,7 +154,7 @@ def load_model(
         model, path = None, model
     if path is None:
         raise TypeError("'path' must name the file to load (got None)")
-    tensors, header = load_tensors(path)
+    tensors, header = load_state(path, model)
     check_header(header, path)
     _check_data(header, data, path)
     if model is not None:
@@ -158,6 +165,50 @@ def load_model(
     check_model(header, tensors, built, path, any_type=True)
     built.load_state_dict(tensors, assign=True)
     return built, header.get('meta', {})
+
+
+def save_state(
+    path: str | os.PathLike[str],
+    tensors: dict[str, Tensor],
+    header: dict[str, Any],
+    model: RecommenderLike,
+) -> None:
+    r"""Writes tensors and a header in one step: into a file, or together with the other
+    processes into a folder if the model is divided by columns.
+    """
+    columns = columns_of(model)
+    if columns is None:
+        save_tensors(path, tensors, header)
+    else:
+        save_columns(path, tensors, header, columns)
+
+
+def load_state(
+    path: str | os.PathLike[str], model: RecommenderLike | None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    r"""Reads what :meth:`save_state` has written for such a model.
+
+    Raises:
+        FileNotFoundError: If there is nothing.
+        ValueError: If it is damaged, or a model is divided and the other one is not.
+    """
+    columns = None if model is None else columns_of(model)
+    if columns is None and has_state(path):
+        raise ValueError(
+            f"'{path}' holds a model that is divided by columns. Load it into one, "
+            f"such as a 'ColumnParallelLightGCN'."
+        )
+    if columns is not None and Path(path).is_file():
+        raise ValueError(
+            f"'{path}' is a file with a whole model. Load it into one, and divide it "
+            f"with 'ColumnParallelLightGCN.from_whole'."
+        )
+    return load_tensors(path) if columns is None else load_columns(path, columns)
+
+
+def exists(path: str | os.PathLike[str]) -> bool:
+    r"""Tells whether there is a complete state, a file or a folder."""
+    return Path(path).is_file() or has_state(path)
 
 
 def check_header(header: dict[str, Any], path: str | os.PathLike[str]) -> None:
@@ -195,9 +246,11 @@ def _is_module(value: Any) -> bool:
 
 def model_record(model: RecommenderLike) -> dict[str, Any]:
     r"""Returns what a file keeps of a model besides its state."""
+    is_divided = columns_of(model) is not None
     modules = {
         name: [type(module).__qualname__, constructor_arguments(module)]
         for name, module in model.named_modules()
+        if not (name and is_divided)  # Parts of it are smaller on more processes.
     }
     return {
         'format': FORMAT,
@@ -371,19 +424,6 @@ def _ids_digest(data: HeteroData, node_type: str) -> str:
         ids[index] = None
     ids = [None if is_erased(raw) else raw for raw in ids]
     return content_digest(ids, f"data['{node_type}'].raw_id")[:16]
-
-
-def data_digest(data: HeteroData) -> str:
-    r"""Returns a hash of all content, in which erased ids are equal: what stands in
-    their place is drawn anew whenever they are erased.
-    """
-    content: dict[Any, Any] = data.to_dict()
-    for kind in (schema.USER, schema.ITEM):
-        ids = content[kind].get('raw_id')
-        if isinstance(ids, list) and any(map(is_erased, ids)):
-            ids = [None if is_erased(raw) else raw for raw in ids]
-            content[kind] = {**content[kind], 'raw_id': ids}
-    return content_digest(content, 'data')
 
 
 def fingerprint(data: HeteroData) -> str:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +11,8 @@ from torch_geometric.data import HeteroData
 from tqdm.auto import tqdm
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.data.digest import data_digest
+from torch_geometric_unlearn.distributed.columns import columns_of, holds
 from torch_geometric_unlearn.loader import TripletLoader
 from torch_geometric_unlearn.metrics import embed, ranking_metrics
 from torch_geometric_unlearn.nn.models.base import RecommenderLike
@@ -29,9 +30,15 @@ from torch_geometric_unlearn.utils.seed import (
     random_states,
     set_random_states,
 )
-from torch_geometric_unlearn.utils.tensor_file import load_tensors, save_tensors
 
-from .checkpoint import check_header, check_model, data_digest, model_record
+from .checkpoint import (
+    check_header,
+    check_model,
+    exists,
+    load_state,
+    model_record,
+    save_state,
+)
 
 #: Receives the model and the history row of the epoch; returns True to stop.
 Callback = Callable[[RecommenderLike, dict[str, float]], 'bool | None']
@@ -170,7 +177,7 @@ def fit(
     seed = check_seed(seed)
     ks = (10, 20) if metric in _METRICS else (_parse_metric(metric),)
     data = schema.validate(data)
-    if checkpoint is not None and Path(checkpoint).exists() and not resume:
+    if checkpoint is not None and exists(checkpoint) and not resume:
         raise FileExistsError(
             f"'{checkpoint}' exists. Pass resume=True to go on from it, or remove it."
         )
@@ -194,6 +201,15 @@ def fit(
     if checkpoint is not None:
         # Everything of it, as a model may read everything.
         settings['data'] = data_digest(data)
+    columns = columns_of(model)
+    if columns is not None:
+        if compile is not None:
+            raise ValueError(
+                "'compile' can't act on a model that is divided by columns, whose loss "
+                'talks to other processes. Leave it out.'
+            )
+        same = {'the data': data_digest(data), 'the settings': f'{settings}'}
+        columns.check_same(same)
     device = next(model.parameters()).device
     graph = model.build_graph(data)
     train_pairs = schema.retained_edge_index(data)
@@ -209,7 +225,7 @@ def fit(
     validation = schema.held_out(data, 'val').to(device)
     exclude = train_pairs.to(device)
     with isolated_seed(seed), ResourceMeter(device) as meter:
-        if checkpoint is not None and Path(checkpoint).exists():
+        if checkpoint is not None and exists(checkpoint):
             run.load(checkpoint)
             graph = model.build_graph(data)  # Of that state.
         spent = run.result.seconds
@@ -234,6 +250,8 @@ def fit(
             run.record(row, metric, metric_decimals)
             run.result.seconds = spent + meter.elapsed
             run.stopped = any([callback(model, row) for callback in callbacks])
+            if columns is not None:
+                run.stopped = columns.any(run.stopped)
             last = epoch + 1 == num_epochs or run.stopped or run.num_bad > patience
             if checkpoint is not None and (
                 last or (epoch + 1) % checkpoint_every == 0
@@ -314,7 +332,8 @@ class _Run:
             self.optimizer.step()
             total += loss.detach()
         # The last step is in no loss.
-        if not torch.isfinite(total) or not all_finite(self.parameters.values()):
+        finite = bool(torch.isfinite(total)) and all_finite(self.parameters.values())
+        if not holds(self.model, finite):
             raise FloatingPointError(
                 f'The loss or a parameter is no longer finite in epoch '
                 f'{len(self.result.history)}. '
@@ -354,10 +373,10 @@ class _Run:
             'num_bad': self.num_bad,
             'stopped': self.stopped,
         }
-        save_tensors(path, tensors, header)
+        save_state(path, tensors, header, self.model)
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        tensors, header = load_tensors(path)
+        tensors, header = load_state(path, self.model)
         if 'settings' not in header:
             raise ValueError(
                 f"'{path}' holds a model but no training state; it was written by "

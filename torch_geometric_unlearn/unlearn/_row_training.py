@@ -15,6 +15,7 @@ from torch_geometric.data import HeteroData
 from tqdm.auto import tqdm
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.distributed.columns import holds
 from torch_geometric_unlearn.loader.row_loader import RowLoader
 from torch_geometric_unlearn.metrics import embed, ranking_metrics
 from torch_geometric_unlearn.nn.models import LinearRows, TableRows, Triplets
@@ -22,7 +23,9 @@ from torch_geometric_unlearn.nn.models.base import HasRowBranches, RecommenderLi
 from torch_geometric_unlearn.train.checkpoint import (
     check_header,
     check_model,
+    load_state,
     model_record,
+    save_state,
 )
 from torch_geometric_unlearn.utils.finite import all_finite
 from torch_geometric_unlearn.utils.resources import ResourceMeter
@@ -31,7 +34,6 @@ from torch_geometric_unlearn.utils.seed import (
     random_states,
     set_random_states,
 )
-from torch_geometric_unlearn.utils.tensor_file import load_tensors, save_tensors
 
 from ._touched_rows import TouchedRows
 
@@ -155,7 +157,8 @@ class RowTraining:
             total += loss
             self.step += 1
             bar.update()
-        if not torch.isfinite(total) or not all_finite(self.rows.values):
+        finite = bool(torch.isfinite(total)) and all_finite(self.rows.values)
+        if not holds(self.model, finite):
             raise FloatingPointError(
                 f'The loss is no longer finite after {self.step} steps. Lower '
                 f"'lr' (got {self.settings['lr']:.3g}), or check the model's own loss."
@@ -225,10 +228,10 @@ class RowTraining:
             'history': self.history,
             'step': self.step,
         }
-        save_tensors(path, tensors, header)
+        save_state(path, tensors, header, self.model)
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        tensors, header = load_tensors(path)
+        tensors, header = load_state(path, self.model)
         check_header(header, path)
         expected = {'model': type(self.model).__name__, 'settings': self.settings}
         differing = [key for key, value in expected.items() if header.get(key) != value]

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.distributed.columns import columns_of
 from torch_geometric_unlearn.nn.models.base import RecommenderLike
 
 #: Above this share of touched pairs, all rows are drawn anew.
@@ -145,7 +146,9 @@ def start_smoothly(
     sizes = schema.num_users(retained), schema.num_items(retained)
     degree = [ids.bincount(minlength=n) for ids, n in zip(edge_index, sizes)]
     most = min(int((d > 0).sum()) for d in degree) // SMOOTH_PART
-    rank = min(most, *(table.parameter.size(1) for table in own))
+    columns = columns_of(model)
+    widths = [table.parameter.size(1) for table in own]
+    rank = min(most, *(widths if columns is None else [columns.num_columns]))
     if rank == 0:
         return False
     scale = [d.clamp(min=1).to(own[0].parameter).rsqrt() for d in degree]

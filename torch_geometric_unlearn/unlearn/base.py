@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,9 @@ import torch
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.data.digest import data_digest
 from torch_geometric_unlearn.data.request import Request
+from torch_geometric_unlearn.distributed.columns import columns_of
 from torch_geometric_unlearn.nn import RecommenderAdapter, ShardEnsemble
 from torch_geometric_unlearn.nn.models.base import RecommenderLike, half_precision
 from torch_geometric_unlearn.nn.models.kept import (
@@ -102,6 +105,8 @@ class Unlearner(ABC):
     continues: bool = True
     #: Whether the method takes no steps that half precision would swallow.
     serves_half: bool = False
+    #: Whether the method serves models of which every process holds some columns.
+    serves_columns: bool = False
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = check_seed(seed)
@@ -125,6 +130,11 @@ class Unlearner(ABC):
         missing = [name for name in _CONTRACT if not hasattr(model, name)]
         if missing:
             return False, f"'{type(model).__name__}' lacks {missing} of the contract"
+        if columns_of(model) is not None and not self.serves_columns:
+            return False, (
+                'every process holds some columns of the model only, and this method '
+                "looks at whole rows. Pass 'model.to_whole()', on one process"
+            )
         coarse = half_precision(model)
         if coarse is not None and not self.serves_half:
             return False, (
@@ -159,6 +169,10 @@ class Unlearner(ABC):
         meter = ResourceMeter(next(model.parameters()).device)
         with torch.enable_grad(), isolated_seed(self.seed), meter:
             data = schema.validate(data)
+            columns = columns_of(model)
+            if columns is not None:
+                same = {'the data': data_digest(data), 'the method': f'{self}'}
+                columns.check_same(same)
             if name := _not_finite(model):
                 raise ValueError(
                     f"The parameter '{name}' of the model holds NaN or infinity, from "
@@ -251,9 +265,13 @@ def _refuse(model: RecommenderLike, reason: str) -> None:
 
 
 def _not_finite(model: RecommenderLike) -> str:
-    r"""Returns the first parameter that holds NaN or infinity, or an empty string."""
+    r"""Returns the first parameter that holds NaN or infinity on any process, or an
+    empty string.
+    """
     parameters = model.named_parameters()
-    return next((name for name, p in parameters if not all_finite([p])), '')
+    name = next((name for name, p in parameters if not all_finite([p])), '')
+    columns = columns_of(model)
+    return name if columns is None else next(filter(None, columns.share(name)), '')
 
 
 def _dropped(before: HeteroData, after: HeteroData) -> dict[str, int]:
@@ -271,13 +289,18 @@ def _compare(
     before: RecommenderLike, after: RecommenderLike
 ) -> tuple[dict[str, float], dict[str, float]]:
     old, touched, shift = dict(before.named_parameters()), {}, {}
+    columns = columns_of(after)
     for name, new in after.named_parameters():
         if name in old and old[name].shape == new.shape:
             wide = torch.promote_types(new.dtype, torch.float32)
             change = new.to(wide) - old[name].to(wide)
             touched[name] = float((change != 0).float().mean())
-            norm = float(old[name].to(wide).norm())
-            shift[name] = float(change.norm()) / norm if norm > 0 else 0.0
+            norm, moved = float(old[name].to(wide).norm()), float(change.norm())
+            if columns is not None:  # Of whole tables.
+                parts = columns.share((touched[name], norm, moved))
+                touched[name] = sum(part[0] for part in parts) / len(parts)
+                norm, moved = (math.hypot(*(p[i] for p in parts)) for i in (1, 2))
+            shift[name] = moved / norm if norm > 0 else 0.0
         else:
             touched[name] = shift[name] = float('nan')
     return touched, shift

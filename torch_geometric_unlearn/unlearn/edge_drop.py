@@ -24,6 +24,7 @@ class EdgeDrop(Unlearner):
     """
 
     serves_half = True
+    serves_columns = True
 
     def _unlearn(
         self, model: RecommenderLike, data: HeteroData, retained: HeteroData

@@ -1,15 +1,16 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.data.digest import data_digest
+from torch_geometric_unlearn.distributed.columns import columns_of
 from torch_geometric_unlearn.nn.models.base import RecommenderLike
-from torch_geometric_unlearn.train.checkpoint import data_digest
+from torch_geometric_unlearn.train.checkpoint import exists
 from torch_geometric_unlearn.utils.check import check_bool, check_float, check_int
 from torch_geometric_unlearn.utils.digest import tensor_digest
 
@@ -125,6 +126,7 @@ class PartialRetrain(Unlearner):
     """
 
     serves_nodes = True
+    serves_columns = True
 
     def __init__(
         self,
@@ -187,7 +189,7 @@ class PartialRetrain(Unlearner):
         self, model: RecommenderLike, data: HeteroData, retained: HeteroData
     ) -> tuple[RecommenderLike, list[dict[str, Any]]]:
         path = self.checkpoint
-        if path is not None and Path(path).exists() and not self.resume:
+        if path is not None and exists(path) and not self.resume:
             raise FileExistsError(
                 f"'{path}' exists. Pass resume=True to go on from it, or remove it."
             )
@@ -200,7 +202,7 @@ class PartialRetrain(Unlearner):
             rows = [touched.users, touched.items, touched.trained_users]
             settings |= {
                 'data': data_digest(data),
-                'original': tensor_digest(model.state_dict().values()),
+                'original': _digest(model),
                 'rows': tensor_digest([*rows, touched.trained_items]),
             }
         tables: list[Tensor] = []  # Small requests need no copy of the whole tables.
@@ -211,7 +213,7 @@ class PartialRetrain(Unlearner):
         reset_features(model, retained, touched.items)
         graph = model.build_graph(retained)
         run = RowTraining(model, graph, retained, touched, settings)
-        if path is not None and Path(path).exists():
+        if path is not None and exists(path):
             run.load(path)
         elif (
             touched.is_all
@@ -222,3 +224,10 @@ class PartialRetrain(Unlearner):
             run = better_start(run, smooth, path)
         run.train(path)
         return model, run.history
+
+
+def _digest(model: RecommenderLike) -> str:
+    r"""Returns a hash of all parameters and buffers, of whole tables."""
+    columns = columns_of(model)
+    values = model.state_dict().values()
+    return tensor_digest(x if columns is None else columns.gather(x) for x in values)

@@ -33,6 +33,7 @@ class Retrain(Unlearner):
 
     exact = True
     serves_half = True
+    serves_columns = True
     continues = False
     serves_nodes = True
 

@@ -44,6 +44,7 @@ class RowReset(Unlearner):
 
     serves_nodes = True
     serves_half = True
+    serves_columns = True
 
     def supports(self, model: RecommenderLike, data: HeteroData) -> tuple[bool, str]:
         ok, reason = super().supports(model, data)

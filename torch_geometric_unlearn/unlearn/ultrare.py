@@ -12,7 +12,9 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.data.digest import data_digest
 from torch_geometric_unlearn.data.request import Request, without_request
+from torch_geometric_unlearn.distributed import Processes
 from torch_geometric_unlearn.loader import TripletLoader
 from torch_geometric_unlearn.metrics import embed
 from torch_geometric_unlearn.nn.models.base import RecommenderLike
@@ -25,7 +27,7 @@ from torch_geometric_unlearn.nn.models.shard_ensemble import (
 from torch_geometric_unlearn.ops import SparseOperator, spmm
 from torch_geometric_unlearn.train.fit import fit
 from torch_geometric_unlearn.transforms import DropForgotten
-from torch_geometric_unlearn.utils.check import check_choice, check_int
+from torch_geometric_unlearn.utils.check import check_bool, check_choice, check_int
 from torch_geometric_unlearn.utils.digest import tensor_digest
 from torch_geometric_unlearn.utils.finite import check_finite
 from torch_geometric_unlearn.utils.mode import copy_modes
@@ -116,6 +118,11 @@ class UltraRE(Unlearner):
             arguments must then be picklable, and a script needs the usual
             :obj:`if __name__ == '__main__'`; :obj:`peak_memory` leaves the processes
             out. (default: :obj:`0`)
+        by_rank (bool, optional): Whether the processes that ``torchrun`` has started
+            share the shards: of :math:`P`, that of rank :math:`r` trains every
+            :math:`P`-th touched one from the :math:`r`-th on, and all hold the same
+            ensemble in the end, bit by bit that of one process with as many threads.
+            (default: :obj:`False`)
         seed (int, optional): Seed of groups, initial parameters and batches, the same
             for all shards. (default: :obj:`999`)
         **kwargs (optional): Further arguments of
@@ -153,6 +160,7 @@ class UltraRE(Unlearner):
         num_rounds: int = 10,
         combination: str = 'owner',
         num_workers: int = 0,
+        by_rank: bool = False,
         seed: int = 999,
         **kwargs: Any,
     ) -> None:
@@ -164,6 +172,7 @@ class UltraRE(Unlearner):
         self.num_rounds = check_int(num_rounds, 'num_rounds', 1)
         self.combination = check_choice(combination, 'combination', COMBINATIONS)
         self.num_workers = check_int(num_workers, 'num_workers', 0)
+        self.by_rank = check_bool(by_rank, 'by_rank')
         if grouping == 'random':
             idle = dict.fromkeys(('solver', 'num_rounds'), "grouping='random'")
             self._refuse_idle(idle)
@@ -358,17 +367,44 @@ class UltraRE(Unlearner):
                 view = group_data(data, owner, k)
             shards[k] = shard.to(device)
             jobs.append(_Job(k, shards[k], view, self.seed, self.kwargs))
-        if self.num_workers == 0:
-            history = [job.run() for job in jobs]
-        else:
-            history = []
-            for job, (state, row) in zip(jobs, self._run_in_workers(jobs)):
-                job.shard.load_state_dict(state)
-                history.append(row)
+        history = self._run_by_rank(jobs) if self.by_rank else self._run(jobs)
         longest = max((row['seconds'] for row in history), default=0.0)
         for row in history:
             row |= {'num_touched': len(jobs), 'parallel_seconds': longest}
         return shards, history
+
+    def _run(self, jobs: Sequence[_Job]) -> list[dict[str, Any]]:
+        r"""Trains shards in place, here or in workers, and returns a row each."""
+        if self.num_workers == 0:
+            return [job.run() for job in jobs]
+        history = []
+        for job, (state, row) in zip(jobs, self._run_in_workers(jobs)):
+            job.shard.load_state_dict(state)
+            history.append(row)
+        return history
+
+    def _run_by_rank(self, jobs: Sequence[_Job]) -> list[dict[str, Any]]:
+        r"""Trains shards in place, each on one of the processes, and returns a row
+        each.
+        """
+        processes = Processes()
+        views = (None if job.data is None else data_digest(job.data) for job in jobs)
+        same = {'the method': f'{self} {self.kwargs}', 'the shards': f'{[*views]}'}
+        processes.check_same(same)
+        own = jobs[processes.rank :: processes.num_processes]
+        rows = self._run(own)
+        states = [
+            {name: value.cpu() for name, value in job.shard.state_dict().items()}
+            for job in own
+        ]
+        shared = processes.share(list(zip(states, rows)))
+        history = []
+        for place, job in enumerate(jobs):
+            turn, rank = divmod(place, processes.num_processes)
+            state, row = shared[rank][turn]
+            job.shard.load_state_dict(state)
+            history.append(row)
+        return history
 
     def _run_in_workers(
         self, jobs: Sequence[_Job]

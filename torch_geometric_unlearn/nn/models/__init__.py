@@ -3,6 +3,7 @@ r"""Recommender models."""
 from .adapter import RecommenderAdapter
 from .base import Recommender, RecommenderLike, RowBranch, Table, Triplets
 from .certified_head import CertifiedHead
+from .column_parallel_light_gcn import ColumnParallelLightGCN
 from .deletion_operators import DeletionOperators
 from .embedding_table import EmbeddingTable
 from .grow import grow
@@ -18,6 +19,7 @@ __all__ = [
     'MGCN',
     'MIGGT',
     'CertifiedHead',
+    'ColumnParallelLightGCN',
     'DeletionOperators',
     'EmbeddingTable',
     'InteractionGraph',
