@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from itertools import product
 from pathlib import Path
+
+# The package of this checkout, whatever else is installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch_geometric_unlearn
 from torch_geometric_unlearn.report.table import save_json, without_nan

@@ -6,9 +6,9 @@ import inspect
 import os
 from functools import cache, cached_property
 
+import cells
 import torch
 from backbones import REGIMES, builder
-from cells import checkout
 from common import DATASETS, load_dataset
 from measures import describe, measure, value
 from trained import training_code
@@ -159,7 +159,7 @@ def compute(cell, models):
         cell (Cell): The cell.
         models (TrainedModels): Where trained models are kept.
     """
-    commit, dirty = checkout()
+    commit, dirty = cells.checkout()
     held_out = cell.config.get('hold_out', 0.0)
     setting = Setting(cell, models, held_out)
     found = _KINDS[cell.kind](setting, cell.config)

@@ -27,10 +27,6 @@ import subprocess
 import sys
 import time
 import traceback
-from pathlib import Path
-
-# The package of this checkout, whatever else is installed.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import cells
 

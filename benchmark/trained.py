@@ -42,6 +42,12 @@ def training_code():
     return out.hexdigest()[:16]
 
 
+def _curve(history, metric):
+    r"""Returns the epochs that were evaluated, and what came out."""
+    rows = [row for row in history if metric in row]
+    return {key: [row[key] for row in rows] for key in ('epoch', metric)}
+
+
 class TrainedModels:
     r"""A folder of trained models.
 
@@ -103,7 +109,7 @@ class TrainedModels:
                 'peak_memory': result.peak_memory,
                 'best_epoch': result.best_epoch,
                 'num_epochs': len(result.history),
-                'curve': [row for row in result.history if len(row) > 4],
+                'curve': _curve(result.history, fit_args.get('metric', 'recall@20')),
                 'test': evaluate_split(model, data),
                 'test_own_masking': evaluate_split(model, data, mask_validation=True),
             }
