@@ -46,7 +46,7 @@ MAIN = {
     'completion': ('completion', '.3f', False, _excess, '+.3f'),
     'trade-off': ('trade_off', '.3f', False),
     'seconds': ('seconds', '.1f', False),
-    'speed-up': ('speed_up', '.0f', False),
+    'speed-up': ('speed_up', 'times', False),
     'memory (MB)': ('peak_memory', 'MB', False),
 }
 SHORT = {
@@ -155,6 +155,8 @@ def spread(values, form):
     r"""Returns a mean, and the standard deviation of several values."""
     if form == 'MB':
         values, form = [value / 1e6 for value in values], '.0f'
+    if form == 'times':
+        form = '.0f' if statistics.mean(values) >= 10 else '.1f'
     mean = f'{statistics.mean(values):{form}}'
     if len(values) == 1:
         return mean

@@ -26,7 +26,8 @@ _SHOWN = ('retrain', 'tru', 'mmrecun', 'partial_retrain')
 
 
 def parse(what, results):
-    r"""Returns what draws a figure, and its cells.
+    r"""Returns what draws a figure, its methods, and the cells that the grid has and
+    those that are there.
 
     Raises:
         Refused: If there is no such figure, or its cells don't belong together.
@@ -37,10 +38,14 @@ def parse(what, results):
             f"'{what}' is no figure. Write one of {list(_KINDS)} and a place such as "
             f"'Baby/MGCN/0.05'."
         )
-    draw, names = _KINDS[kind]
+    draw, own, beside = _KINDS[kind]
     groups = results.grid.content['groups']
-    methods = [m for name in names for m in groups.get(name, [name])]
-    return draw, methods, results.group(*place.split('/'), set(methods))
+    own = [m for name in own for m in groups.get(name, [name])]
+    methods = [*beside, *(m for m in own if m not in beside)]
+    wanted, found = results.group(*place.split('/'), set(methods))
+    if not any(cell.method in own and cell.name in found for cell in wanted):
+        found = {}
+    return draw, methods, (wanted, found)
 
 
 def file(what):
@@ -106,9 +111,12 @@ def _detail(rows, regime, method, name):
     return None
 
 
-def _panels(plt, rows, width=4.0, height=3.2):
+def _panels(plt, rows, width=4.0, height=3.2, without=()):
     r"""Returns a figure and an axis for every regime that has cells."""
-    regimes = [r for r in REGIMES if any(r == place[0] for place in rows.by_place)]
+    known = {place[0] for place in rows.by_place}
+    regimes = [r for r in REGIMES if r in known and r not in without]
+    if not regimes:
+        raise Refused('It has nothing to show')
     fig, axes = plt.subplots(
         1, len(regimes), figsize=(width * len(regimes), height), squeeze=False
     )
@@ -121,23 +129,26 @@ def _plane(plt, rows, methods):
     r"""What is kept against what is still listed; retraining is the aim."""
     fig, axes = _panels(plt, rows)
     for regime, ax in axes.items():
-        for method in methods:
+        for place, method in enumerate(methods):
             x = _mean(rows, regime, method, lambda c: figure(c, 'forget_recall@20'))
             y = _mean(rows, regime, method, lambda c: figure(c, 'retain_ndcg@20'))
             if x is None or y is None:
                 continue
-            marker = '*' if method == 'retrain' else 'o'
-            ax.plot(x, y, marker, markersize=10 if marker == '*' else 5)
-            ax.annotate(method, (x, y), fontsize=7, xytext=(3, 3),
-                        textcoords='offset points')  # fmt: skip
+            style = {'marker': 'osD^v'[place // 10 % 5], 'color': f'C{place % 10}'}
+            if method == 'retrain':
+                style = {'marker': '*', 'color': 'k', 'markersize': 11}
+            ax.plot(x, y, linestyle='', label=method, **style)
         ax.set_xlabel('forget Recall@20')
         ax.set_ylabel('retain NDCG@20')
+    ax.legend(fontsize=7, loc='center left', bbox_to_anchor=(1.02, 0.5))
     return fig
 
 
 def _persistence(plt, rows, methods):
-    r"""Reach of the touched items, by how much of them was deleted."""
-    fig, axes = _panels(plt, rows)
+    r"""Reach of the touched items, by how much of them was deleted; deleted items are
+    in no list.
+    """
+    fig, axes = _panels(plt, rows, without=('item',))
     for regime, ax in axes.items():
         is_first = True
         for method in methods:
@@ -220,8 +231,6 @@ def _ablation(plt, rows, methods):
         for r in REGIMES
         if any(p[0] == r and p[1].startswith('tru-') for p in rows.by_place)
     ]
-    if not regimes:
-        raise Refused('No variant is there yet')
     fig, axes = plt.subplots(
         len(regimes), 3, figsize=(12, 3.2 * len(regimes)), squeeze=False
     )
@@ -267,14 +276,15 @@ def _sensitivity(plt, rows, methods):
     return fig
 
 
-#: What draws a figure, and the methods and groups that it shows.
+#: What draws a figure, methods and groups without any of which there is none, and
+#: others that it shows beside them.
 _KINDS = {
-    'plane': (_plane, ('core', 'others')),
-    'persistence': (_persistence, _SHOWN),
-    'cka': (_cka, ('original', *_SHOWN)),
-    'layers': (_layers, _SHOWN),
-    'ablation': (_ablation, ('retrain', 'tru', 'ablation')),
-    'sensitivity': (_sensitivity, ('partial_retrain', 'sensitivity')),
+    'plane': (_plane, ('core', 'others'), ()),
+    'persistence': (_persistence, _SHOWN, ()),
+    'cka': (_cka, ('original', *_SHOWN), ()),
+    'layers': (_layers, _SHOWN[1:], ('retrain',)),
+    'ablation': (_ablation, ('ablation',), ('retrain', 'tru')),
+    'sensitivity': (_sensitivity, ('sensitivity',), ('partial_retrain',)),
 }
 
 

@@ -6,7 +6,7 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / 'benchmark'
 SCRIPTS = sorted(
-    path.name for path in FOLDER.glob('*.py') if 'parse_args()' in path.read_text()
+    path.name for path in FOLDER.glob('*.py') if 'parse_args(' in path.read_text()
 )
 
 

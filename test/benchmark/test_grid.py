@@ -150,6 +150,25 @@ def test_no_budget_no_cell(bench, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ('budget', 'expected'),
+    [
+        ('30s', []),  # Nor what would have to make its models first.
+        ('5m', ['original', 'retrain', 'edge_drop']),
+        ('2h', ['original', 'retrain', 'edge_drop', 'tru']),
+    ],
+)
+def test_budget_starts_what_fits(bench, tmp_path, monkeypatch, budget, expected):
+    done = []
+    monkeypatch.setattr(
+        bench('run'), 'run_here', lambda cell, args: done.append(cell.method) or True
+    )
+    slow = {'tru': METHODS['tru'] | {'minutes': 60}}
+    run = Run(bench, tmp_path, GRID | {'methods': METHODS | slow})
+    assert run('--budget', budget) == 0
+    assert done == expected
+
+
+@pytest.mark.parametrize(
     ('text', 'value'), [('8h', 28800), ('1h30m', 5400), ('90s', 90), ('0', 0)]
 )
 def test_budget_is_a_time(bench, text, value):
@@ -369,6 +388,18 @@ def test_figures_of_a_diagnosis(copied, bench, monkeypatch, tmp_path, kind):
     page = Page(copied, f'figure: {kind} tiny/MGCN/0.2')
     assert figures.main([*copied.paths, '--page', f'{page.path}']) == 0
     assert page() == 0
+
+
+def test_figure_needs_cells_of_its_own(filled, tmp_path, bench):
+    shutil.copytree(filled, tmp_path, dirs_exist_ok=True)
+    grid = GRID | {'methods': METHODS | {'tru-none': {'class': 'TRU'}}}
+    grid['groups'] = GRID['groups'] | {
+        'core': [*METHODS, 'tru-none'],
+        'ablation': ['tru-none'],
+    }
+    page = Page(Run(bench, tmp_path, grid), 'figure: ablation tiny/MGCN/0.2')
+    assert page() == 0
+    assert 'None of its cells is there yet.' in page.path.read_text()
 
 
 def test_unknown_tables_and_figures_are_refused(copied, capsys):
