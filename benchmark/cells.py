@@ -2,6 +2,7 @@ r"""What a cell of the grid is: its place, its settings, and its file."""
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import subprocess
@@ -183,6 +184,19 @@ class Grid:
             for cell in self.cells.values()
             if not patterns or any(_matches(cell, p) for p in patterns)
         ]
+
+
+def parser(text):
+    r"""Returns a parser of options with those that all commands of the grid have."""
+    out = argparse.ArgumentParser(
+        allow_abbrev=False,
+        description=text,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    results = FOLDER / 'results' / 'grid'
+    out.add_argument('--grid', default=FOLDER / 'grid.json', metavar='FILE')
+    out.add_argument('--results', default=results, metavar='FOLDER')
+    return out
 
 
 def _matches(cell, pattern):

@@ -8,7 +8,6 @@ so that `tables.py --check` notices without drawing when one is not current.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import re
@@ -309,15 +308,9 @@ def draw(what, results):
 
 def main(argv=None):
     r"""Runs the command, and returns its exit status."""
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add('--grid', default=cells.FOLDER / 'grid.json', metavar='FILE')
-    add('--results', default=cells.FOLDER / 'results' / 'grid', metavar='FOLDER')
-    add('--page', default=cells.FOLDER / 'README.md', metavar='FILE')
+    parser = cells.parser(__doc__)
+    page = cells.FOLDER / 'README.md'
+    parser.add_argument('--page', default=page, metavar='FILE')
     args = parser.parse_args(argv)
     results = Results(cells.Grid(args.grid), args.results)
     known, status = {}, 0

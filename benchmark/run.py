@@ -35,14 +35,8 @@ _SECONDS = {'s': 1, 'm': 60, 'h': 3600}
 
 def parse(argv=None):
     r"""Returns the options."""
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cells.parser(__doc__)
     add = parser.add_argument
-    add('--grid', default=cells.FOLDER / 'grid.json', metavar='FILE')
-    add('--results', default=cells.FOLDER / 'results' / 'grid', metavar='FOLDER')
     add('--models', required=True, metavar='FOLDER', help='of trained models')
     add(
         '--only',

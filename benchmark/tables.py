@@ -13,7 +13,6 @@ machines.
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from pathlib import Path
@@ -175,16 +174,8 @@ def rendered(page, results, problems):
 
 def main(argv=None):
     r"""Runs the command, and returns its exit status."""
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cells.parser(__doc__)
     parser.add_argument('--check', action='store_true', help='write nothing')
-    parser.add_argument('--grid', default=cells.FOLDER / 'grid.json', metavar='FILE')
-    parser.add_argument(
-        '--results', default=cells.FOLDER / 'results' / 'grid', metavar='FOLDER'
-    )
     parser.add_argument('--pages', nargs='+', default=PAGES, metavar='FILE')
     args = parser.parse_args(argv)
     results = Results(cells.Grid(args.grid), args.results)
