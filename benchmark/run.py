@@ -104,6 +104,11 @@ def state(cell, args):
     return 'open'
 
 
+def _fails(cell, args):
+    r"""Whether the models of a request are known to fail."""
+    return cell.kind == 'original' and state(cell, args) == 'failed'
+
+
 def run_here(cell, args):
     r"""Computes a cell in this process, and writes it or its error."""
     import torch
@@ -180,9 +185,10 @@ def clock(seconds):
     return f'{minutes // 60}:{minutes % 60:02d} h'
 
 
-def fill(todo, args):
-    r"""Computes cells, and returns the names of those that failed or were left out for
-    another one, and of those that the budget had no time for.
+def fill(todo, args, known=()):
+    r"""Computes cells but those whose models are :obj:`known` to fail, and returns the
+    names of those that failed or were left out for another one, and of those that the
+    budget had no time for.
     """
     waiting, running = list(todo), {}
     progress = Progress(todo, args)
@@ -208,11 +214,14 @@ def fill(todo, args):
                 if len(running) >= max(1, args.jobs):
                     break
                 first = f'{cell.request}/original'
-                if first in failed:
+                if first in failed or first in known:
                     print(f'{cell.name}: its models have failed', flush=True)
-                if first in failed or first in late:
                     waiting.remove(cell)
-                    (failed if first in failed else late).add(cell.name)
+                    failed.add(cell.name)
+                    continue
+                if first in late:
+                    waiting.remove(cell)
+                    late.add(cell.name)
                     continue
                 if blocked(cell):
                     continue
@@ -269,7 +278,9 @@ def main(argv=None):
         hours = sum(cell.minutes for cell in todo) / 60
         print(f'About {hours:.1f} h are to come on one core.')
         return 0
-    failed, late = fill(todo, args)
+    # A cell that failed may not be among those that are wanted now.
+    broken = [cell.name for cell in args.grid.cells.values() if _fails(cell, args)]
+    failed, late = fill(todo, args, broken)
     if late:
         print(f'{len(late)} cells were not started, as the budget has no time for them')
     if failed:

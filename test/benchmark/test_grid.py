@@ -213,6 +213,8 @@ def test_killed_process_is_recorded(bench, tmp_path, monkeypatch):
     assert run.files() == ['original.error.json']
     error = json.loads((run.results / PLACE / 'original.error.json').read_text())
     assert error['error'] == 'The process ended with -9'
+    assert run('--only', '*/tru') == 1
+    assert run.files() == ['original.error.json']
 
 
 def test_real_data_are_never_replaced(bench, monkeypatch):
