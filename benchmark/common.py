@@ -18,24 +18,26 @@ from torch_geometric_unlearn.report import format_table, save_json, versions
 PATHS = ('json', 'checkpoint')  # Stay out of the results.
 
 
-#: Folder, file, modalities and what to say of the features, by name.
+#: Folder, file, modalities and what to say of the features, by name; of generated data
+#: the size.
 DATASETS = {
     'Baby': ('amazon_baby', 'baby', ('image', 'text'), 'reconstructed features'),
     'Sports': ('amazon_sports', 'sports', ('image', 'text'), 'reconstructed features'),
     'Clothing': ('amazon_clothing', 'clothing', ('text',), 'category text'),
     'TikTok': ('tiktok', 'tiktok', ('image', 'audio'), 'original features'),
-    'synthetic': ('', '', (), 'generated'),
+    'synthetic': ('', '', (), 'small'),
+    'tiny': ('', '', (), 'tiny'),
 }
 
 
 def load_dataset(name):
     r"""A data set from the folder named by `TGU_REAL_DATA`, and its title; generated
-    data of Baby's size without that folder, or the small one where it is asked for.
+    data of Baby's size without that folder, or that of a size where it is asked for.
     """
     root = os.environ.get('TGU_REAL_DATA')
     folder, file, modalities, note = DATASETS[name]
     if not folder:
-        return SyntheticMultimodal('small')[0], 'synthetic (small)'
+        return SyntheticMultimodal(note)[0], f'synthetic ({note})'
     if not root:
         return SyntheticMultimodal('medium')[0], 'synthetic (medium)'
     data = read_mmrec(str(Path(root) / folder), file, modalities)

@@ -18,4 +18,6 @@ python "$here/training_epoch.py" --device cuda --image-channels 4096 \
 python "$here/ranking.py" --device cuda --json "$out/ranking.json"
 python "$here/scaling.py" --device cuda --json "$out/scaling.json" \
     --edges 100000 1000000 10000000 100000000
-python "$here/unlearning.py" --device cuda --retrain --json "$out/unlearning.json"
+python "$here/run.py" --device cuda --models "$out/models" --results "$out/grid" \
+    --only 'Baby/MGCN/user/0.05/999/original' 'Baby/MGCN/user/0.05/999/tru' \
+    'Baby/MGCN/user/0.05/999/partial_retrain'

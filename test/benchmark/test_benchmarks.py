@@ -9,7 +9,7 @@ from torch_geometric.testing import onlyFullTest
 
 FOLDER = Path(__file__).parents[2] / 'benchmark'
 SCRIPTS = sorted(
-    path.name for path in FOLDER.glob('*.py') if 'parse_args()' in path.read_text()
+    path.name for path in FOLDER.glob('*.py') if 'parse_args(' in path.read_text()
 )
 
 

@@ -12,7 +12,7 @@ from torch_geometric_unlearn.metrics import (
     evaluate_split,
     ranking_metrics,
 )
-from torch_geometric_unlearn.metrics.ranking import retained_ndcg
+from torch_geometric_unlearn.metrics.ranking import retained_ndcg, user_metrics
 from torch_geometric_unlearn.nn import MGCN, Served
 from torch_geometric_unlearn.transforms import (
     ForgetInteractions,
@@ -261,3 +261,20 @@ def test_ndcg_by_user_averages_to_that_of_the_request(transform, k, data, traine
     assert torch.equal(users, users.unique())
     del marked.test_edge_label_index
     assert retained_ndcg(served, marked, k)[1].numel() == 0
+
+
+@pytest.mark.parametrize('k', [1, 20, 80])
+def test_metrics_by_user_are_those_of_each_alone(k, trained, data):
+    served = Served.of(trained, data)
+    label = schema.held_out(data, 'test')
+    exclude = schema.retained_edge_index(data)
+    banned = torch.tensor([2, 5])
+    users, recall, ndcg = user_metrics(served, label, exclude, banned, k, batch_size=9)
+    assert torch.equal(users, label[0].unique())
+    for place in range(0, users.numel(), 10):
+        mine = label[:, label[0] == users[place]]
+        args = as_set(mine), as_set(exclude), {2, 5}, (k,)
+        expected = naive_metrics(*served.embeddings, *args)
+        found = {f'recall@{k}': recall[place], f'ndcg@{k}': ndcg[place]}
+        for name, value in found.items():
+            assert float(value) == pytest.approx(expected[name], abs=1e-6)

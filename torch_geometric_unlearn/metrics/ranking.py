@@ -107,25 +107,57 @@ def retained_ndcg(
         (torch.Tensor, torch.Tensor): The users with such a pair, int64 :obj:`[n]`, and
         their values, float64 :obj:`[n]`, both on the CPU.
     """
+    request, test = Request.of(data), schema.held_out(data, 'test')
+    label = test[:, ~request.covers(test)]
+    exclude = schema.retained_edge_index(data)
+    users, _, ndcg = user_metrics(served, label, exclude, request.items, k, batch_size)
+    return users, ndcg
+
+
+@torch.no_grad()
+def user_metrics(
+    served: Served,
+    edge_label_index: Tensor,
+    exclude: Tensor,
+    exclude_items: Tensor,
+    k: int = 20,
+    batch_size: int = 2048,
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Returns what :meth:`ranking_metrics` averages, user by user.
+
+    Args:
+        served (Served): The model to look at.
+        edge_label_index (torch.Tensor): Relevant (user, item) pairs, unique, int64
+            :obj:`[2, n]`.
+        exclude (torch.Tensor): Masked pairs, int64 :obj:`[2, E]`.
+        exclude_items (torch.Tensor): Items masked for everyone, int64 :obj:`[m]`.
+        k (int, optional): Length of the list. (default: :obj:`20`)
+        batch_size (int, optional): Users per block. (default: :obj:`2048`)
+
+    Returns:
+        (torch.Tensor, torch.Tensor, torch.Tensor): The users with a relevant pair,
+        int64 :obj:`[n]`, their recall and their NDCG, float64 :obj:`[n]`, all on the
+        CPU.
+    """
     user_emb, item_emb = served.embeddings
     device, size = user_emb.device, item_emb.size(0)
-    request, test = Request.of(data), schema.held_out(data, 'test')
-    label = test[:, ~request.covers(test)].to(device)
-    exclude = schema.retained_edge_index(data).to(device)
+    label, exclude = edge_label_index.to(device), exclude.to(device)
     index, users = PairIndex(label, user_emb.size(0)), label[0].unique()
     place = torch.arange(2, k + 2, dtype=torch.double, device=device)
     weight = 1 / place.log2()
-    out = [weight[:0]]
+    recall, ndcg = [weight[:0]], [weight[:0]]
     for block in users.split(batch_size):
         lists, _ = topk_items(
-            user_emb, item_emb, block, k, exclude, request.items.to(device)
+            user_emb, item_emb, block, k, exclude, exclude_items.to(device)
         )
         row, item = index.lookup(block)
         first = torch.arange(block.numel(), device=device).unsqueeze(1) * size
         hit = torch.isin(lists + first, row * size + item) & (lists >= 0)
-        best = weight.cumsum(0)[index.count[block].clamp(max=k) - 1]
-        out.append((hit * weight).sum(dim=1) / best)
-    return users.cpu(), torch.cat(out).cpu()
+        count = index.count[block]
+        recall.append(hit.sum(dim=1) / count.double())
+        best = weight.cumsum(0)[count.clamp(max=k) - 1]
+        ndcg.append((hit * weight).sum(dim=1) / best)
+    return users.cpu(), torch.cat(recall).cpu(), torch.cat(ndcg).cpu()
 
 
 def embed(model: Any, graph: Any) -> tuple[Tensor, Tensor]:
