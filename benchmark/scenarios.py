@@ -67,7 +67,7 @@ parser.add_argument('--json', metavar='PATH')
 parser.add_argument('--plot', metavar='PATH', help='needs matplotlib')
 args = parser.parse_args()
 
-plt = args.plot and import_optional('matplotlib.pyplot', 'The plot', 'plot')
+plt = args.plot and import_optional('matplotlib.pyplot', 'The plot', 'figures')
 build = BUILD[args.backbone]
 settings = {'batch_size': 512, 'lr': 4e-3, 'patience': 5, 'num_epochs': args.num_epochs}
 partial = {'batch_size': 512, 'min_steps': args.min_steps}
