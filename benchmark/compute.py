@@ -20,10 +20,10 @@ from torch_geometric_unlearn.audit import (
     relearn_time,
     shadow,
 )
+from torch_geometric_unlearn.data.digest import data_digest
 from torch_geometric_unlearn.nn import Served, ShardEnsemble
 from torch_geometric_unlearn.report import versions
 from torch_geometric_unlearn.train import fit, load_model, save_model
-from torch_geometric_unlearn.train.checkpoint import data_digest
 from torch_geometric_unlearn.transforms import DropForgotten
 from torch_geometric_unlearn.utils.seed import isolated_seed
 

@@ -14,9 +14,10 @@ from backbones import resumable
 from filelock import FileLock
 
 import torch_geometric_unlearn
+from torch_geometric_unlearn.data.digest import data_digest
 from torch_geometric_unlearn.metrics import evaluate_split
 from torch_geometric_unlearn.train import fit, load_model, save_model
-from torch_geometric_unlearn.train.checkpoint import data_digest, model_record
+from torch_geometric_unlearn.train.checkpoint import model_record
 from torch_geometric_unlearn.utils.seed import isolated_seed
 
 #: The parts of the package that a training runs through.
