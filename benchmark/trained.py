@@ -21,7 +21,17 @@ from torch_geometric_unlearn.train.checkpoint import model_record
 from torch_geometric_unlearn.utils.seed import isolated_seed
 
 #: The parts of the package that a training runs through.
-_PARTS = ('data', 'loader', 'metrics', 'nn', 'ops', 'train', 'transforms', 'utils')
+_PARTS = (
+    'data',
+    'distributed',
+    'loader',
+    'metrics',
+    'nn',
+    'ops',
+    'train',
+    'transforms',
+    'utils',
+)
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
