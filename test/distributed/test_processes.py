@@ -110,6 +110,7 @@ def test_what_is_refused(one, two):
         assert 'some columns' in found['refused method']
         assert "differ in ['the data']" in found['tampered']
         assert "differ in ['the data']" in found['other data']
+        assert "differ in ['the versions']" in found['other versions']
         assert 'refused the request' in found['bad request']
         assert 'first process and nowhere else' in found['no request']
         assert 'multiple of the 2 processes (got 7)' in found['odd']

@@ -7,12 +7,14 @@ import signal
 import sys
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import torch
 
 from torch_geometric_unlearn.data.request import Request
 from torch_geometric_unlearn.datasets import SyntheticMultimodal
 from torch_geometric_unlearn.distributed import Processes, mark, process_group
+from torch_geometric_unlearn.distributed import processes as processes_module
 from torch_geometric_unlearn.metrics import evaluate_request, evaluate_split
 from torch_geometric_unlearn.nn import ColumnParallelLightGCN, LightGCN
 from torch_geometric_unlearn.train import fit, load_model, save_model
@@ -107,6 +109,9 @@ def main(folder):
     out['bad request'] = refusal(
         lambda: mark(data, ForgetUsers([10**6]) if first else None, columns)
     )
+    with mock.patch.object(processes_module, 'package_versions') as versions:
+        versions.return_value = {'torch': f'2.{columns.rank}'}
+        out['other versions'] = refusal(lambda: EdgeDrop()(model, marked))
     out['no request'] = refusal(lambda: mark(data, None, columns))
     out['odd'] = refusal(
         lambda: ColumnParallelLightGCN.from_data(data, hidden_channels=7)

@@ -4,6 +4,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from torch_geometric_unlearn.utils.versions import package_versions
+
 
 class Processes:
     r"""Processes that work together, and what they agree on.
@@ -51,11 +53,12 @@ class Processes:
 
     def check_same(self, what: dict[str, str]) -> None:
         r"""Raises on every process unless all of them give equal texts, such as digests
-        of what they work on, by name.
+        of what they work on, by name, and run the same versions of the packages.
 
         Raises:
             ValueError: If they differ; says in what.
         """
+        what = what | {'the versions': f'{package_versions()}'}
         found = self.share(what)
         differing = [
             name for name in what if len({other.get(name) for other in found}) > 1
