@@ -67,7 +67,8 @@ def template(data, model, tmp_path_factory):
     ws = Workspace.create(
         root, data=data, model=model, build_model=build, clock=Clock(),
         fit_args=FIT, method_args=PARTIAL, k=10, min_users=3, surge_share=0.5,
-        max_erased=0.5,
+        max_erased=0.5, surge_requests=10_000, surge_item_pairs=10_000,
+        max_loss=1.0,
     )  # fmt: skip
     ws.ledger.close()
     return root
@@ -206,7 +207,7 @@ class Shop:
             assert {p.name for p in (ws.root / folder).iterdir()} == expected
         assert not list(ws.root.rglob('*.tmp'))
         # A dead job goes on from its own file.
-        running = ws.ledger.rows("SELECT id FROM job WHERE state = 'running'")
+        running = ws.ledger.rows("SELECT id FROM job WHERE state IN ('running', 'waiting')")
         names = {f"{row['id']}.ck" for row in running}
         assert {p.name for p in (ws.root / 'jobs').glob('*')} <= names
         rows = ws.ledger.rows('SELECT id FROM job WHERE version IS NOT NULL')

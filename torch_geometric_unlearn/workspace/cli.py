@@ -327,6 +327,7 @@ def _submit(args: argparse.Namespace) -> Answer:
         verified_by=args.verified_by,
         received_at=received,
         due_days=args.due_days,
+        drop_features=args.drop_features,
     )
     answer = _about(info)
     if num_unknown:
@@ -373,6 +374,8 @@ def _standing(ws: Workspace) -> Answer:
     lines.append(
         f'in service: {status["version"][:12]}, free of {status["watermark"]} requests'
     )
+    if status['rollback'] is not None:
+        lines.append(f"a rollback waits for 'work': job {status['rollback']}")
     lines += [f'to decide: request {x.id} ({x.outcome})' for x in in_review]
     reviews = [{'id': info.id, 'reason': info.outcome} for info in in_review]
     code = REVIEW if in_review else DONE
@@ -388,7 +391,7 @@ def _plan(args: argparse.Namespace) -> Answer:
     elif plan.requests:
         lines.append(f'requests: {_numbers(plan.requests)}')
         lines.append(f'methods: {", then ".join(plan.methods)}')
-    elif plan.decides:
+    elif plan.decides or plan.replays:
         lines.append('a full training')
     return Answer(asdict(plan), lines, REVIEW if plan.is_surge else DONE)
 
@@ -470,7 +473,13 @@ def _show(args: argparse.Namespace) -> Answer:
 
 
 def _rollback(args: argparse.Namespace) -> Answer:
-    return _in_service(_open(args).rollback(args.who, args.why))
+    ws = _open(args)
+    version = ws.rollback(args.who, args.why)
+    content, lines, _ = _in_service(version)
+    job = ws.status()['rollback']
+    if job is not None:
+        lines.append(f"'work' completes the rollback: job {job}")
+    return Answer(content | {'rollback': job}, lines)
 
 
 def _refresh(args: argparse.Namespace) -> Answer:
@@ -557,7 +566,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     signed = argparse.ArgumentParser(add_help=False, parents=[placed])
     signed.add_argument('--who', required=True, help='who decides')
-    signed.add_argument('--why', required=True, help='the reason')
+    signed.add_argument('--why', '--reason', required=True, help='the reason')
     named = argparse.ArgumentParser(add_help=False)
     for level, words in zip(LEVELS, ('users', 'items', 'user TAB item')):
         named.add_argument(
@@ -596,6 +605,11 @@ def make_parser() -> argparse.ArgumentParser:
     submit.add_argument('--verified-by', required=True, help='who has checked it')
     submit.add_argument('--received', help='date of receipt (default: now)')
     submit.add_argument('--due-days', type=float, help='days from then to the deadline')
+    submit.add_argument(
+        '--drop-features',
+        action='store_true',
+        help="erase the features of the items of a 'takedown' as well",
+    )
 
     add('status', _status, 'say where requests stand', placed)
     add('plan', _plan, "say what 'work' would do", placed)

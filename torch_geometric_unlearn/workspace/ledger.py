@@ -11,16 +11,27 @@ from pathlib import Path
 from typing import Any
 
 #: Rises with the tables; a file of a later version is refused.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 #: The steps from one version to the next, by the version that they start from.
-MIGRATIONS: dict[int, str] = {}
+MIGRATIONS: dict[int, str] = {
+    1: """
+ALTER TABLE request ADD COLUMN accepted_at REAL;
+UPDATE request SET accepted_at = received_at;
+ALTER TABLE request ADD COLUMN attempts INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE request ADD COLUMN drops_features INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE job ADD COLUMN replays INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE job ADD COLUMN losses TEXT;
+CREATE TABLE fact (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+"""
+}
 _START = '0' * 64
 _TABLES = """
 CREATE TABLE request (
     id INTEGER PRIMARY KEY, client_id TEXT NOT NULL UNIQUE, content TEXT NOT NULL,
     kind TEXT NOT NULL, state TEXT NOT NULL, received_at REAL NOT NULL,
     due_at REAL NOT NULL, verified_by TEXT NOT NULL, outcome TEXT, job TEXT,
-    finished_at REAL);
+    finished_at REAL, accepted_at REAL, attempts INTEGER NOT NULL DEFAULT 0,
+    drops_features INTEGER NOT NULL DEFAULT 0);
 CREATE INDEX request_state ON request (state);
 CREATE TABLE target (
     request INTEGER NOT NULL REFERENCES request, level TEXT NOT NULL,
@@ -34,7 +45,8 @@ CREATE TABLE job (
     id TEXT PRIMARY KEY, parent TEXT NOT NULL, requests TEXT NOT NULL,
     methods TEXT NOT NULL, state TEXT NOT NULL, attempts INTEGER NOT NULL,
     created_at REAL NOT NULL, finished_at REAL, verdict TEXT, pairs TEXT,
-    num_pairs INTEGER, version TEXT, bundled_at REAL);
+    num_pairs INTEGER, version TEXT, bundled_at REAL,
+    replays INTEGER NOT NULL DEFAULT 0, losses TEXT);
 CREATE TABLE version (
     id TEXT PRIMARY KEY, parent TEXT, job TEXT, data TEXT NOT NULL, state TEXT NOT NULL,
     watermark INTEGER NOT NULL, is_full INTEGER NOT NULL, created_at REAL NOT NULL);
@@ -48,6 +60,7 @@ CREATE TABLE gate (
 CREATE TABLE review (
     id INTEGER PRIMARY KEY, request INTEGER NOT NULL, at REAL NOT NULL,
     who TEXT NOT NULL, decision TEXT NOT NULL, reason TEXT NOT NULL);
+CREATE TABLE fact (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE event (
     id INTEGER PRIMARY KEY, at REAL NOT NULL, kind TEXT NOT NULL, body TEXT NOT NULL,
     hash TEXT NOT NULL);

@@ -19,10 +19,18 @@ _LEAST = {
     'max_wait_days': 0.0,
     'probation_days': 0.0,
     'surge_share': 0.0,
+    'surge_rate': 1.0,
+    'surge_history_days': 1.0,
+    'surge_requests': 1,
+    'surge_item_share': 0.0,
+    'surge_item_pairs': 1,
     'max_updates': 0,
     'max_erased': 0.0,
     'max_days': 0.0,
+    'max_loss': 0.0,
 }
+#: Those that are shares.
+_SHARES = ('surge_share', 'surge_item_share', 'max_erased', 'max_loss')
 
 
 @dataclass(frozen=True)
@@ -41,12 +49,22 @@ class Settings:
         min_pairs (int): Interactions that make a batch.
         max_wait_days (float): Days after which the oldest request is served.
         probation_days (float): Days from promotion to the destruction of what is old.
-        surge_share (float): Share of the training pairs in requests of one day from
+        surge_share (float): Share of the training pairs in requests of one day above
             which a person has to look.
+        surge_rate (float): Requests of one day, as a multiple of what is usual, above
+            which a person has to look.
+        surge_history_days (float): Days that must have passed before that day for what
+            is usual to be known.
+        surge_requests (int): Requests of one day that there must be at least for that.
+        surge_item_share (float): Share of an item's pairs in requests of one day that
+            don't name it, from which a person has to look.
+        surge_item_pairs (int): Pairs that it must lose at least for that.
         max_updates (int): Updates after which the model is retrained.
         max_erased (float): Share of erased pairs since the last full training after
             which it is.
         max_days (float): Days since then after which it is.
+        max_loss (float): Share of the retained NDCG@K at the last full training that
+            the model in service may lack before it is.
     """
 
     key: str
@@ -60,9 +78,15 @@ class Settings:
     max_wait_days: float = 7.0
     probation_days: float = 7.0
     surge_share: float = 0.02
+    surge_rate: float = 5.0
+    surge_history_days: float = 14.0
+    surge_requests: int = 20
+    surge_item_share: float = 0.5
+    surge_item_pairs: int = 10
     max_updates: int = 50
     max_erased: float = 0.05
     max_days: float = 90.0
+    max_loss: float = 0.02
 
     def __post_init__(self) -> None:
         r"""Checks all of them.
@@ -85,8 +109,7 @@ class Settings:
             if isinstance(least, int):
                 check_int(value, name, least)
             else:
-                share = name in ('surge_share', 'max_erased')
-                check_float(value, name, least, 1.0 if share else math.inf)
+                check_float(value, name, least, 1.0 if name in _SHARES else math.inf)
 
     def save(self, path: Path) -> None:
         r"""Writes the file."""

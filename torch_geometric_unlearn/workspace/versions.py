@@ -214,8 +214,9 @@ class Versions:
 
     def kept(self, since: float) -> set[str]:
         r"""Returns the versions that must not be purged: what is served, the one before
-        if that is served since then only, and what versions came from whose requests
-        are on probation.
+        if that is served since then only, what versions came from whose requests
+        are on probation, and what a rollback starts from that waits. None of them may
+        know of a request that is completed.
         """
         service = self.service
         kept = {service['id']}
@@ -227,7 +228,19 @@ class Versions:
         )
         for row in rows:
             kept |= {row['id'], row['parent']}
-        return kept - {None}
+        rows = self.ledger.rows("SELECT parent FROM job WHERE state = 'waiting'")
+        kept |= {row['parent'] for row in rows}
+        done = self.ledger.row(
+            'SELECT MAX(COALESCE(v.watermark, p.watermark)) AS least FROM request r '
+            'JOIN job j ON j.id = r.job LEFT JOIN version v ON v.id = j.version '
+            'LEFT JOIN version p ON p.id = j.parent '
+            "WHERE r.state = 'completed' AND r.outcome = 'erased'"
+        )
+        assert done is not None
+        knowing = self.ledger.rows(
+            'SELECT id FROM version WHERE watermark < ?', done['least'] or 0
+        )
+        return kept - {row['id'] for row in knowing} - {None}
 
     def remove_unnamed(self) -> list[str]:
         r"""Removes all files that no version needs, and returns which these were."""

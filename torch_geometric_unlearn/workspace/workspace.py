@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,13 +16,14 @@ from torch_geometric.data import HeteroData
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import is_erased
 from torch_geometric_unlearn.nn.models.base import RecommenderLike
-from torch_geometric_unlearn.unlearn import RowReset
-from torch_geometric_unlearn.utils.files import make_folder
+from torch_geometric_unlearn.utils.files import atomic_folder, make_folder
 from torch_geometric_unlearn.utils.optional import import_optional
 
 from . import evidence, schedule, upkeep, worker
+from . import rollback as way_back
 from .book import Book, RequestInfo
 from .contained import Contained
+from .content import dropped_items, without_content
 from .keys import encode, keyed, make_key, read_key
 from .ledger import Ledger
 from .marking import mark
@@ -58,6 +58,7 @@ class Workspace:
 
     Raises:
         FileNotFoundError: If there is no workspace, or its key is missing.
+        ValueError: If the key is that of another workspace, or the ledger is none.
 
     Example:
         >>> data = SyntheticMultimodal('tiny')[0]
@@ -87,6 +88,11 @@ class Workspace:
         self.key = read_key(Path(self.settings.key))
         self.ledger = Ledger(self.root / 'ledger.db')
         self.book = Book(self.ledger, self.key, clock)
+        try:
+            self.book.check_key(self.settings.key)
+        except BaseException:
+            self.ledger.close()
+            raise
         self.versions = Versions(
             self.root, self.ledger, build_model, clock, self.settings.k
         )
@@ -103,7 +109,9 @@ class Workspace:
         clock: Callable[[], float] = time.time,
         **settings: Any,
     ) -> Workspace:
-        r"""Makes a workspace around a trained model.
+        r"""Makes a workspace around a trained model. It is made beside the folder and
+        gets its name at the end, so that a call that is killed leaves no half of one;
+        the next call removes what it has left.
 
         Args:
             root (str or Path): The folder, which must not exist or be empty.
@@ -117,6 +125,7 @@ class Workspace:
 
         Raises:
             FileExistsError: If the folder is not empty.
+            OSError: If the folder can't be written.
             TypeError, ValueError: If the data can't be stored, or a setting is unknown.
         """
         root = Path(root)
@@ -131,20 +140,23 @@ class Workspace:
         data = upkeep.with_ids(data)
         chosen = Settings(key=str(path.resolve()), **settings)
         is_new = not path.exists()
-        make_folder(str(root))
+        make_folder(str(path.parent))
         try:
             if is_new:
                 make_key(path)
-            chosen.save(root / 'workspace.json')
-            ws = cls(root, build_model, clock)
-            worker.make_unlearner(ws, chosen.method, 'none')
-            ws.versions.install(model, data, 'created', 0)
+            with atomic_folder(root) as folder:
+                chosen.save(folder / 'workspace.json')
+                ws = cls(folder, build_model, clock)
+                try:
+                    worker.make_unlearner(ws, chosen.method, 'none')
+                    ws.versions.install(model, data, 'created', 0)
+                finally:
+                    ws.ledger.close()
         except BaseException:  # Nothing was there before.
-            shutil.rmtree(root)
             if is_new:
                 path.unlink(missing_ok=True)
             raise
-        return ws
+        return cls(root, build_model, clock)
 
     # Requests -------------------------------------------------------------------------
 
@@ -159,6 +171,7 @@ class Workspace:
         verified_by: str,
         received_at: float | None = None,
         due_days: float | None = None,
+        drop_features: bool = False,
     ) -> RequestInfo:
         r"""Accepts a request; it takes effect in :meth:`load` at once.
 
@@ -175,6 +188,9 @@ class Workspace:
                 if not given. (default: :obj:`None`)
             due_days (float, optional): Days to the deadline; that of the kind if not
                 given. (default: :obj:`None`)
+            drop_features (bool, optional): For a :obj:`'takedown'`, whether the
+                features of the items are erased as well, from data and models; they
+                stay otherwise, as they hold no interactions. (default: :obj:`False`)
 
         Raises:
             ValueError: If an argument is wrong, or :obj:`client_id` names another
@@ -186,8 +202,20 @@ class Workspace:
             'pair': self._ids('pair', pairs, 'pairs'),
         }
         review = self._asks_for_everything(targets)
+        known = self.versions.internal(schema.ITEM)
+        absent = [
+            keyed(self.key, 'item', raw) for raw in targets['item'] if raw not in known
+        ]
         info = self.book.submit(
-            kind, targets, client_id, verified_by, received_at, due_days, review
+            kind,
+            targets,
+            client_id,
+            verified_by,
+            received_at,
+            due_days,
+            review,
+            drop_features,
+            absent,
         )
         if not self.ledger.db.in_transaction:
             self.versions.write_serving()
@@ -295,10 +323,14 @@ class Workspace:
                     "('queued', 'review', 'held', 'working')"
                 )
             ]
-            marked, _ = mark(self, waiting)
+            marked, outcomes = mark(self, waiting)
+            served = sorted({number for number, _ in outcomes})
+            dropped = dropped_items(self, served)
             banned = self._banned(data)
+        if dropped:
+            model, marked = without_content(model, marked, dropped)
         if marked is not data:
-            result = RowReset(seed=self.settings.seed)(model, marked)
+            result = upkeep.contain(self, model, marked)
             model, data = result.model, result.data
         return Contained(model, banned), data
 
@@ -390,6 +422,8 @@ class Workspace:
                     self.book.to_review(number, batch.reason)
             elif batch.decides:
                 upkeep.decide(self, batch.reason)
+            elif batch.replays:
+                jobs.append(way_back.replay(self))
             elif batch.requests and (job := worker.run(self, batch)) is not None:
                 jobs.append(job)
             upkeep.heal(self)
@@ -408,16 +442,28 @@ class Workspace:
             return upkeep.refresh(self, data, who, why)
 
     def rollback(self, who: str, why: str) -> str:
-        r"""Takes the model out of service. Until the next :meth:`refresh` the one
-        before serves, without what was erased since and its rows drawn anew; never a
-        version that knows what was erased. Returns the version.
+        r"""Takes the model out of service, and returns the version that serves.
+
+        That is the newest version before which knows nothing that was erased. If there
+        is none, it is the *containment* version: the weights before, without what was
+        erased since and its rows drawn anew. The next :meth:`work` completes the
+        rollback by a job of its own, through all gates: it erases from these weights
+        what was erased since (a *replay*), or trains new ones. Nothing that was taken
+        out of service comes back that way.
+
+        Older weights exist while all that was erased since is on probation. Without
+        them the model stays in service until new ones are trained.
+
+        Args:
+            who (str): Who decides.
+            why (str): The reason.
 
         Raises:
             Busy: If another process is at work.
-            ValueError: If there is none before, or its file is destroyed already.
+            ValueError: If nobody or no reason is named.
         """
         with self._locked():
-            return upkeep.rollback(self, who, why)
+            return way_back.rollback(self, who, why)
 
     def finalise(self) -> list[int]:
         r"""Completes the requests whose probation is over: destroys their raw ids and
@@ -452,8 +498,8 @@ class Workspace:
             return evidence.bundle(self, job)
 
     def status(self) -> dict[str, Any]:
-        r"""Returns numbers of requests by state, how many are overdue, and the version
-        in service.
+        r"""Returns numbers of requests by state, how many are overdue, the version
+        in service, and the job that is to complete a rollback.
         """
         states = self.ledger.rows('SELECT state, COUNT(*) AS n FROM request GROUP BY 1')
         overdue = self.ledger.row(
@@ -467,13 +513,14 @@ class Workspace:
         )
         assert overdue is not None
         assert waiting is not None
-        service = self.versions.service
+        service, pending = self.versions.service, schedule.pending(self)
         return {
             'requests': {row['state']: row['n'] for row in states},
             'overdue': overdue['n'],
             'next_deadline': waiting['due'],
             'version': service['id'],
             'watermark': service['watermark'],
+            'rollback': None if pending is None else pending['id'],
         }
 
     @contextmanager

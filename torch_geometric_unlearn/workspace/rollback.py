@@ -1,0 +1,274 @@
+r"""Ways back: another version, old weights without what was erased since, or new ones.
+
+Old weights know what was erased since they were in service. They are kept while all of
+these erasures are on probation, and destroyed with the end of the first. So a way back
+to them exists for as long; after that there is a training from scratch.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from . import gates, upkeep
+from .book import check_text
+from .closing import give_up
+from .content import content_lost, without_content
+from .kinds import KINDS
+from .marking import remark
+from .promotion import Task, promote, settle
+from .schedule import pending
+from .worker import DIED, MAX_ATTEMPTS, Job, job_id, try_methods
+
+if TYPE_CHECKING:
+    from .workspace import Workspace
+
+
+def rollback(ws: Workspace, who: str, why: str) -> str:
+    r"""Takes the version in service out of it, and returns the one that serves."""
+    check_text(who, 'who')
+    check_text(why, 'why')
+    clean = _clean(ws)
+    if clean is not None:
+        return _withdraw(ws, clean, who, why)
+    base = _base(ws)
+    if base is None:
+        return _wait_for(ws, None, None, who, why)
+    return _wait_for(ws, base, _contain(ws, base), who, why)
+
+
+def replay(ws: Workspace) -> Job:
+    r"""Completes a rollback: erases from the old weights what was erased since, or
+    trains new ones if there are none. After a crash, the same call goes on.
+    """
+    row, ledger = pending(ws), ws.ledger
+    assert row is not None
+    job, numbers = row['id'], json.loads(row['requests'])
+    with ledger.transaction():
+        if row['attempts'] >= MAX_ATTEMPTS:
+            give_up(ws, job, [], DIED)
+            return Job(job, gates.FAIL, requests=numbers)
+        sql = 'UPDATE job SET attempts = attempts + 1, created_at = ? WHERE id = ?'
+        ledger.write(sql, ws.clock(), job)
+        reason = 'a rollback is to be completed'
+        ledger.event(ws.clock(), 'started', job=job, requests=numbers, reason=reason)
+    base = ledger.row('SELECT * FROM version WHERE id = ?', row['parent'])
+    service = ws.versions.service
+    if base is None or base['id'] == service['id'] or base['state'] == 'purged':
+        return _train(ws, job, numbers)
+    before = ws.versions.get_data(base['data'])
+    after = ws.versions.get_data(service['data'])
+    task = Task(
+        job=job,
+        methods=json.loads(row['methods']),
+        parent=ws.versions.get_model(base['id']),
+        origin=base['parent'],
+        marked=remark(before, after),
+        dropped=content_lost(before, after),
+        requests=numbers,
+        watermark=service['watermark'],
+        withdrawn=_withdrawn(ws),
+    )
+    found, verdicts = try_methods(ws, task)
+    if found is None:
+        with ledger.transaction():
+            give_up(ws, job, [], 'no method passed the gates')
+        return Job(job, gates.FAIL, None, verdicts, numbers)
+    verdict = promote(ws, task, found, lambda: _take_over(ws, job, numbers))
+    return Job(job, verdict, found.version, verdicts, numbers)
+
+
+def _clean(ws: Workspace) -> Any:
+    r"""Returns the newest version before that has gone through the gates and knows
+    nothing that the one in service does not, or nothing.
+    """
+    service, versions = ws.versions.service, ws.versions
+    after = versions.get_data(service['data'])
+    rows = ws.ledger.rows(
+        "SELECT v.* FROM version v JOIN alias_event a ON a.version = v.id WHERE "
+        "v.state = 'old' AND v.watermark >= ? AND v.id != ? AND (v.job IS NOT NULL OR "
+        'v.is_full) GROUP BY v.id ORDER BY MAX(a.id) DESC',
+        service['watermark'],
+        service['id'],
+    )
+    for row in rows:
+        if _is_there(ws, row):
+            before = versions.get_data(row['data'])
+            # The numbers say so; the data must as well.
+            if remark(before, after) is before and not content_lost(before, after):
+                return row
+    return None
+
+
+def _base(ws: Workspace) -> Any:
+    r"""Returns the last version before whose weights exist and were not taken out of
+    service, or nothing.
+    """
+    row = ws.versions.service
+    while row['parent'] is not None:
+        row = ws.ledger.row('SELECT * FROM version WHERE id = ?', row['parent'])
+        if row is None or not _is_there(ws, row):
+            return None
+        if row['state'] != 'withdrawn':
+            return row
+    return None
+
+
+def _is_there(ws: Workspace, row: Any) -> bool:
+    store = ws.versions.store
+    paths = store.model_path(row['id']), store.data_path(row['data'])
+    return row['state'] != 'purged' and all(path.exists() for path in paths)
+
+
+def _contain(ws: Workspace, base: Any) -> tuple[str, str] | None:
+    r"""Stores old weights without what was erased since, rows drawn anew, and returns
+    their names; nothing if that is what is in service.
+    """
+    versions, service = ws.versions, ws.versions.service
+    before, after = (versions.get_data(row['data']) for row in (base, service))
+    model, marked = versions.get_model(base['id']), remark(before, after)
+    if dropped := content_lost(before, after):
+        model, marked = without_content(model, marked, dropped)
+    result = upkeep.contain(ws, model, marked)
+    names = versions.store.put_model(result.model), versions.store.put_data(result.data)
+    return None if names[0] == service['id'] else names
+
+
+def _withdraw(ws: Workspace, clean: Any, who: str, why: str) -> str:
+    versions, service = ws.versions, ws.versions.service
+    with ws.ledger.transaction():
+        upkeep.cancel_pending(ws)
+        versions.point_to(clean['id'], who, why)
+        _retire(ws, service['id'])
+        jobs = _reopen(ws, clean, service)
+        ws.ledger.event(
+            ws.clock(), 'rolled_back', version=clean['id'], who=who, why=why, jobs=jobs
+        )
+    versions.write_serving()
+    return str(clean['id'])
+
+
+def _wait_for(
+    ws: Workspace, base: Any, names: tuple[str, str] | None, who: str, why: str
+) -> str:
+    r"""Notes what completes the rollback; the containment version serves until then."""
+    versions, service = ws.versions, ws.versions.service
+    parent = service if names is None else base
+    numbers = [] if names is None else _since(ws, base['watermark'])
+    kinds = {ws.book.info(number).kind for number in numbers}
+    methods = [ws.settings.method, 'Retrain']
+    if names is None or any(KINDS[kind].retrains for kind in kinds):
+        methods = ['Retrain']
+    methods = list(dict.fromkeys(methods))
+    text = ['replay', parent['id'], parent['data'], service['id'], service['data']]
+    job = job_id(ws, *text, methods)
+    with ws.ledger.transaction():
+        upkeep.cancel_pending(ws)
+        jobs: list[str] = []
+        if names is not None:
+            versions.add_version(
+                names, service['watermark'], None, False, base['parent']
+            )
+            versions.point_to(names[0], who, why)
+            _retire(ws, service['id'])
+            # The old weights have learned from what was erased since.
+            jobs = _reopen(ws, base, service)
+        ws.ledger.write(
+            'INSERT INTO job (id, parent, requests, methods, state, attempts, '
+            "created_at, replays) VALUES (?, ?, ?, ?, 'waiting', 0, ?, 1) ON CONFLICT "
+            "(id) DO UPDATE SET state = 'waiting', attempts = 0, verdict = NULL",
+            job,
+            parent['id'],
+            json.dumps(numbers),
+            json.dumps(methods),
+            ws.clock(),
+        )
+        version = service['id'] if names is None else names[0]
+        ws.ledger.event(
+            ws.clock(),
+            'rolled_back',
+            version=version,
+            who=who,
+            why=why,
+            jobs=jobs,
+            replay=job,
+        )
+    versions.write_serving()
+    return str(version)
+
+
+def _retire(ws: Workspace, version: str) -> None:
+    sql = "UPDATE version SET state = 'withdrawn' WHERE id = ?"
+    ws.ledger.write(sql, version)
+
+
+def _withdrawn(ws: Workspace) -> set[str]:
+    rows = ws.ledger.rows("SELECT id FROM version WHERE state = 'withdrawn'")
+    return {row['id'] for row in rows}
+
+
+_JOBS = (
+    'FROM job j JOIN request r ON r.job = j.id LEFT JOIN version v ON v.id = j.version '
+    'LEFT JOIN version p ON p.id = j.parent '
+    "WHERE r.state = 'probation' AND COALESCE(v.watermark, p.watermark) >= ?"
+)
+
+
+def _since(ws: Workspace, watermark: int) -> list[int]:
+    r"""Returns the requests that were served after a version."""
+    sql = f'SELECT r.id {_JOBS} ORDER BY r.id'
+    return [row['id'] for row in ws.ledger.rows(sql, watermark + 1)]
+
+
+def _reopen(ws: Workspace, base: Any, service: Any) -> list[str]:
+    r"""Lets the verdicts wait on what old weights don't tell any more, and returns the
+    jobs: those that were promoted since, and those that a training from scratch has
+    settled that is taken out of service.
+    """
+    is_later = bool(base['is_full'] or not service['is_full'])
+    sql = f'SELECT DISTINCT j.id {_JOBS} ORDER BY j.id'
+    jobs = [row['id'] for row in ws.ledger.rows(sql, base['watermark'] + is_later)]
+    for job in jobs:
+        ws.ledger.write("UPDATE job SET verdict = 'inconclusive' WHERE id = ?", job)
+    return jobs
+
+
+def _take_over(ws: Workspace, job: str, numbers: list[int]) -> None:
+    r"""Lets a replay stand for the jobs whose erasures it has repeated; inside a
+    transaction.
+    """
+    rows = ws.ledger.rows(
+        'SELECT DISTINCT job FROM request WHERE id IN (SELECT value FROM json_each(?))',
+        json.dumps(numbers),
+    )
+    for row in rows:  # Its own pairs are these and maybe more.
+        ws.ledger.write('UPDATE job SET pairs = NULL WHERE id = ?', row['job'])
+    for number in numbers:
+        ws.ledger.write('UPDATE request SET job = ? WHERE id = ?', job, number)
+
+
+def _train(ws: Workspace, job: str, numbers: list[int]) -> Job:
+    r"""Trains from scratch on the data in service, where no old weights are left."""
+    service = ws.versions.service
+    data = ws.versions.get_data(service['data'])
+    model = upkeep.trained(ws, data, job)
+    version = ws.versions.store.put_model(model)
+    if version in _withdrawn(ws) | {service['id']}:
+        with ws.ledger.transaction():
+            reason = 'a full training gives the version that was taken out of service'
+            give_up(ws, job, [], reason)
+        return Job(job, gates.FAIL, None, requests=numbers)
+
+    def then() -> None:
+        _retire(ws, service['id'])
+        ws.ledger.write(
+            "UPDATE job SET state = 'done', finished_at = ?, verdict = 'pass' "
+            'WHERE id = ?',
+            ws.clock(),
+            job,
+        )
+        settle(ws)
+
+    why = f'job {job}'
+    ws.versions.install(model, data, 'worker', service['watermark'], why, then)
+    return Job(job, gates.PASS, version, requests=numbers)
