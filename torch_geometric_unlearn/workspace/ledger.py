@@ -20,6 +20,7 @@ UPDATE request SET accepted_at = received_at;
 ALTER TABLE request ADD COLUMN attempts INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE request ADD COLUMN drops_features INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE job ADD COLUMN replays INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE job ADD COLUMN data TEXT;
 ALTER TABLE job ADD COLUMN losses TEXT;
 CREATE TABLE fact (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
@@ -46,7 +47,7 @@ CREATE TABLE job (
     methods TEXT NOT NULL, state TEXT NOT NULL, attempts INTEGER NOT NULL,
     created_at REAL NOT NULL, finished_at REAL, verdict TEXT, pairs TEXT,
     num_pairs INTEGER, version TEXT, bundled_at REAL,
-    replays INTEGER NOT NULL DEFAULT 0, losses TEXT);
+    replays INTEGER NOT NULL DEFAULT 0, data TEXT, losses TEXT);
 CREATE TABLE version (
     id TEXT PRIMARY KEY, parent TEXT, job TEXT, data TEXT NOT NULL, state TEXT NOT NULL,
     watermark INTEGER NOT NULL, is_full INTEGER NOT NULL, created_at REAL NOT NULL);

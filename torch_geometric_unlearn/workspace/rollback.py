@@ -31,10 +31,7 @@ def rollback(ws: Workspace, who: str, why: str) -> str:
     clean = _clean(ws)
     if clean is not None:
         return _withdraw(ws, clean, who, why)
-    base = _base(ws)
-    if base is None:
-        return _wait_for(ws, None, None, who, why)
-    return _wait_for(ws, base, _contain(ws, base), who, why)
+    return _wait_for(ws, _base(ws), who, why)
 
 
 def replay(ws: Workspace) -> Job:
@@ -54,14 +51,14 @@ def replay(ws: Workspace) -> Job:
         ledger.event(ws.clock(), 'started', job=job, requests=numbers, reason=reason)
     base = ledger.row('SELECT * FROM version WHERE id = ?', row['parent'])
     service = ws.versions.service
-    if base is None or base['id'] == service['id'] or base['state'] == 'purged':
+    if row['data'] is None or base is None or base['state'] == 'purged':
         return _train(ws, job, numbers)
-    before = ws.versions.get_data(base['data'])
+    before = ws.versions.get_data(row['data'])
     after = ws.versions.get_data(service['data'])
     task = Task(
         job=job,
         methods=json.loads(row['methods']),
-        parent=ws.versions.get_model(base['id']),
+        parent=ws.versions.store.get_model(base['id'], before, ws.build_model),
         origin=base['parent'],
         marked=remark(before, after),
         dropped=content_lost(before, after),
@@ -74,7 +71,13 @@ def replay(ws: Workspace) -> Job:
         with ledger.transaction():
             give_up(ws, job, [], 'no method passed the gates')
         return Job(job, gates.FAIL, None, verdicts, numbers)
-    verdict = promote(ws, task, found, lambda: _take_over(ws, job, numbers))
+
+    def then() -> None:
+        _take_over(ws, job, numbers)
+        if service['id'] in task.withdrawn:
+            _retire(ws, service['id'])
+
+    verdict = promote(ws, task, found, then)
     return Job(job, verdict, found.version, verdicts, numbers)
 
 
@@ -120,9 +123,9 @@ def _is_there(ws: Workspace, row: Any) -> bool:
     return row['state'] != 'purged' and all(path.exists() for path in paths)
 
 
-def _contain(ws: Workspace, base: Any) -> tuple[str, str] | None:
+def _contain(ws: Workspace, base: Any) -> tuple[str, str]:
     r"""Stores old weights without what was erased since, rows drawn anew, and returns
-    their names; nothing if that is what is in service.
+    their names.
     """
     versions, service = ws.versions, ws.versions.service
     before, after = (versions.get_data(row['data']) for row in (base, service))
@@ -130,8 +133,7 @@ def _contain(ws: Workspace, base: Any) -> tuple[str, str] | None:
     if dropped := content_lost(before, after):
         model, marked = without_content(model, marked, dropped)
     result = upkeep.contain(ws, model, marked)
-    names = versions.store.put_model(result.model), versions.store.put_data(result.data)
-    return None if names[0] == service['id'] else names
+    return versions.store.put_model(result.model), versions.store.put_data(result.data)
 
 
 def _withdraw(ws: Workspace, clean: Any, who: str, why: str) -> str:
@@ -142,59 +144,68 @@ def _withdraw(ws: Workspace, clean: Any, who: str, why: str) -> str:
         _retire(ws, service['id'])
         jobs = _reopen(ws, clean, service)
         ws.ledger.event(
-            ws.clock(), 'rolled_back', version=clean['id'], who=who, why=why, jobs=jobs
+            ws.clock(),
+            'rolled_back',
+            version=clean['id'],
+            withdrawn=service['id'],
+            who=who,
+            why=why,
+            jobs=jobs,
         )
     versions.write_serving()
     return str(clean['id'])
 
 
-def _wait_for(
-    ws: Workspace, base: Any, names: tuple[str, str] | None, who: str, why: str
-) -> str:
-    r"""Notes what completes the rollback; the containment version serves until then."""
+def _wait_for(ws: Workspace, base: Any, who: str, why: str) -> str:
+    r"""Notes what completes the rollback, and lets the containment version serve until
+    then.
+    """
     versions, service = ws.versions, ws.versions.service
-    parent = service if names is None else base
-    numbers = [] if names is None else _since(ws, base['watermark'])
+    names = (service['id'], service['data']) if base is None else _contain(ws, base)
+    numbers = [] if base is None else _since(ws, base['watermark'])
+    start = service if base is None else base
     kinds = {ws.book.info(number).kind for number in numbers}
-    methods = [ws.settings.method, 'Retrain']
-    if names is None or any(KINDS[kind].retrains for kind in kinds):
-        methods = ['Retrain']
+    retrains = base is None or any(KINDS[kind].retrains for kind in kinds)
+    methods = ['Retrain'] if retrains else [ws.settings.method, 'Retrain']
     methods = list(dict.fromkeys(methods))
-    text = ['replay', parent['id'], parent['data'], service['id'], service['data']]
+    text = ['replay', start['id'], start['data'], service['id'], service['data']]
     job = job_id(ws, *text, methods)
     with ws.ledger.transaction():
         upkeep.cancel_pending(ws)
         jobs: list[str] = []
-        if names is not None:
+        if base is not None:
+            # The old weights have learned from what was erased since.
+            jobs = _reopen(ws, base, service)
+        if names[0] != service['id']:
             versions.add_version(
                 names, service['watermark'], None, False, base['parent']
             )
             versions.point_to(names[0], who, why)
             _retire(ws, service['id'])
-            # The old weights have learned from what was erased since.
-            jobs = _reopen(ws, base, service)
         ws.ledger.write(
             'INSERT INTO job (id, parent, requests, methods, state, attempts, '
-            "created_at, replays) VALUES (?, ?, ?, ?, 'waiting', 0, ?, 1) ON CONFLICT "
-            "(id) DO UPDATE SET state = 'waiting', attempts = 0, verdict = NULL",
+            "created_at, replays, data) VALUES (?, ?, ?, ?, 'waiting', 0, ?, 1, ?) "
+            "ON CONFLICT (id) DO UPDATE SET state = 'waiting', attempts = 0, "
+            'verdict = NULL',
             job,
-            parent['id'],
+            start['id'],
             json.dumps(numbers),
             json.dumps(methods),
             ws.clock(),
+            None if base is None else base['data'],
         )
-        version = service['id'] if names is None else names[0]
         ws.ledger.event(
             ws.clock(),
             'rolled_back',
-            version=version,
+            version=names[0],
+            withdrawn=service['id'],
             who=who,
             why=why,
             jobs=jobs,
             replay=job,
         )
     versions.write_serving()
-    return str(version)
+    return names[0]
 
 
 def _retire(ws: Workspace, version: str) -> None:
@@ -203,8 +214,14 @@ def _retire(ws: Workspace, version: str) -> None:
 
 
 def _withdrawn(ws: Workspace) -> set[str]:
+    r"""Returns what was taken out of service, also if the last one serves on."""
     rows = ws.ledger.rows("SELECT id FROM version WHERE state = 'withdrawn'")
-    return {row['id'] for row in rows}
+    event = ws.ledger.row(
+        "SELECT json_extract(body, '$.withdrawn') AS version FROM event WHERE "
+        "kind = 'rolled_back' ORDER BY id DESC LIMIT 1"
+    )
+    assert event is not None
+    return {event['version'], *(row['id'] for row in rows)}
 
 
 _JOBS = (
@@ -253,7 +270,7 @@ def _train(ws: Workspace, job: str, numbers: list[int]) -> Job:
     data = ws.versions.get_data(service['data'])
     model = upkeep.trained(ws, data, job)
     version = ws.versions.store.put_model(model)
-    if version in _withdrawn(ws) | {service['id']}:
+    if version in _withdrawn(ws):
         with ws.ledger.transaction():
             reason = 'a full training gives the version that was taken out of service'
             give_up(ws, job, [], reason)

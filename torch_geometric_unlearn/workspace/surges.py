@@ -117,7 +117,7 @@ def _usual(ws: Workspace, until: float) -> float | None:
     if days < ws.settings.surge_history_days:
         return None
     row = ws.ledger.row(
-        'SELECT COUNT(*) AS n FROM request WHERE accepted_at > ? AND '
+        'SELECT COUNT(*) AS n FROM request WHERE accepted_at >= ? AND '
         f'accepted_at <= ? AND {_UNSEEN}',
         start,
         until,

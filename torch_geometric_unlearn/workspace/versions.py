@@ -108,7 +108,8 @@ class Versions:
             'UPDATE SET data = excluded.data, state = excluded.state, '
             'watermark = MAX(watermark, excluded.watermark), created_at = '
             'CASE WHEN excluded.is_full THEN excluded.created_at ELSE created_at END, '
-            'is_full = MAX(is_full, excluded.is_full)',
+            'is_full = MAX(is_full, excluded.is_full), job = COALESCE(job, '
+            'excluded.job)',
             names[0],
             parent,
             job,
@@ -246,6 +247,12 @@ class Versions:
         r"""Removes all files that no version needs, and returns which these were."""
         rows = self.ledger.rows("SELECT id, data FROM version WHERE state != 'purged'")
         models, data = ({row[key] for row in rows} for key in ('id', 'data'))
+        # What a way back starts from, if the same weights serve with other data.
+        rows = self.ledger.rows(
+            'SELECT j.data FROM job j JOIN version v ON v.id = j.parent WHERE '
+            "j.state = 'waiting' AND j.data IS NOT NULL AND v.state != 'purged'"
+        )
+        data |= {row['data'] for row in rows}
         gone = [f'removed {name}' for name in self.store.remove_all_but(models, data)]
         # The figures of the last full training outlive its weights.
         keep = models | {self.last_full['id']}
