@@ -482,6 +482,12 @@ def _rollback(args: argparse.Namespace) -> Answer:
     return Answer(content | {'rollback': job}, lines)
 
 
+def _clock(args: argparse.Namespace) -> Answer:
+    ws = _open(args)
+    ws.accept_clock(args.who, args.why)
+    return Answer({'now': ws.clock()}, [f'It is {utc(ws.clock())}.'])
+
+
 def _refresh(args: argparse.Namespace) -> Answer:
     ws = _open(args)
     load_data = find_function(args.data or _source(ws.root)['data'])
@@ -627,6 +633,7 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument('id', type=int, help='number of the request')
     add('lift', _lift, 'let a subject come back in new data', signed, named)
     add('rollback', _rollback, 'take the model out of service', signed)
+    add('clock', _clock, 'go by a clock that was set back', signed)
     refresh = add('refresh', _refresh, 'train and serve a model on new data', signed)
     refresh.add_argument('--data', help="another function than that of 'init'")
     evidence = add('evidence', _evidence, 'write the evidence of a job', placed)

@@ -14,7 +14,6 @@ from typing import Any
 
 from torch_geometric_unlearn.utils.files import (
     explain_write_errors,
-    remove_stale,
     sync_folder,
     temp_path,
 )
@@ -23,13 +22,12 @@ from .kinds import LEVELS
 
 
 def make_key(path: Path) -> None:
-    r"""Writes a new key that only its owner may read.
+    r"""Writes a new key that only its owner may read, whole or not at all.
 
     Raises:
         FileExistsError: If there is a file already.
     """
     temp = temp_path(path)
-    remove_stale(str(path.parent), path.name)
     with explain_write_errors(str(path.parent)):
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
         try:

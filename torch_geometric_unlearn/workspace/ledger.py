@@ -25,6 +25,8 @@ ALTER TABLE job ADD COLUMN losses TEXT;
 CREATE TABLE fact (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 }
+#: Seconds by which a clock may be set back without a word [ours].
+TOLERANCE = 3_600.0
 _START = '0' * 64
 _TABLES = """
 CREATE TABLE request (
@@ -155,16 +157,34 @@ class Ledger:
 
     def rows(self, sql: str, *values: Any) -> list[sqlite3.Row]:
         r"""Returns the rows of a query."""
-        return self.db.execute(sql, values).fetchall()
+        with self._explained():
+            return self.db.execute(sql, values).fetchall()
 
     def row(self, sql: str, *values: Any) -> sqlite3.Row | None:
         r"""Returns the first row of a query, or nothing."""
-        return self.db.execute(sql, values).fetchone()
+        with self._explained():
+            return self.db.execute(sql, values).fetchone()
 
     def write(self, sql: str, *values: Any) -> int:
         r"""Runs a statement inside a transaction and returns the id of a new row."""
         assert self.db.in_transaction
-        return int(self.db.execute(sql, values).lastrowid or 0)
+        with self._explained():
+            return int(self.db.execute(sql, values).lastrowid or 0)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            if type(error) is not sqlite3.DatabaseError:  # Locked, a full disk, ...
+                raise
+            raise self._damaged(str(error)) from error
+
+    def _damaged(self, why: str) -> ValueError:
+        return ValueError(
+            f"The ledger '{self.path}' is damaged ({why}). Bring back a copy, and "
+            f'submit again what came in since.'
+        )
 
     def event(self, at: float, kind: str, **body: Any) -> None:
         r"""Appends an event to the chain. It must hold no raw id."""
@@ -180,6 +200,32 @@ class Ledger:
         r"""The hash of the last event."""
         row = self.row('SELECT hash FROM event ORDER BY id DESC LIMIT 1')
         return _START if row is None else row['hash']
+
+    def check_pages(self) -> None:
+        r"""Raises a :class:`ValueError` if the file is damaged."""
+        found = [row[0] for row in self.rows('PRAGMA quick_check')]
+        if found != ['ok']:
+            raise self._damaged(found[0])
+
+    def check_clock(self, now: float) -> None:
+        r"""Raises if the clock was set back by more than an hour: deadlines and
+        probations would be counted from a time to come. A decision to go by it
+        (the event :obj:`'clock_set'`) makes what was before it count no more.
+
+        Raises:
+            ValueError: If so; says by how much.
+        """
+        last = self.row(
+            'SELECT MAX(at) AS at FROM event WHERE id >= '
+            "(SELECT COALESCE(MAX(id), 0) FROM event WHERE kind = 'clock_set')"
+        )
+        ahead = 0.0 if last is None or last['at'] is None else last['at'] - now
+        if ahead > TOLERANCE:
+            raise ValueError(
+                f'The clock was set back: the last event is {ahead / 3_600:,.1f} hours '
+                f"ahead of it. Set it right; or, if it is right now, say so with 'tgu "
+                f"clock'."
+            )
 
     def check_chain(self, head: str | None = None) -> int:
         r"""Returns the number of events.

@@ -75,6 +75,7 @@ def finalise(ws: Workspace) -> list[int]:
 def heal(ws: Workspace) -> list[str]:
     r"""Finishes what a crash has left, and returns what it did."""
     done, ledger = [], ws.ledger
+    ledger.check_pages()
     ledger.check_chain(ws.versions.served_head())
     with ledger.transaction():
         rows = ledger.rows("SELECT id FROM request WHERE state = 'working'")

@@ -16,12 +16,16 @@ from torch_geometric.data import HeteroData
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import is_erased
 from torch_geometric_unlearn.nn.models.base import RecommenderLike
-from torch_geometric_unlearn.utils.files import atomic_folder, make_folder
+from torch_geometric_unlearn.utils.files import (
+    atomic_folder,
+    make_folder,
+    remove_stale,
+)
 from torch_geometric_unlearn.utils.optional import import_optional
 
 from . import evidence, schedule, upkeep, worker
 from . import rollback as way_back
-from .book import Book, RequestInfo
+from .book import Book, RequestInfo, check_text
 from .contained import Contained
 from .content import dropped_items, without_content
 from .keys import encode, keyed, make_key, read_key
@@ -141,6 +145,7 @@ class Workspace:
         chosen = Settings(key=str(path.resolve()), **settings)
         is_new = not path.exists()
         make_folder(str(path.parent))
+        remove_stale(str(path.parent), path.name)
         try:
             if is_new:
                 make_key(path)
@@ -409,11 +414,13 @@ class Workspace:
 
         Raises:
             Busy: If another process is at work.
+            ValueError: If the ledger is damaged, a file is not what it was, or the
+                clock was set back.
             ImportError: If scikit-learn is missing, which the membership gate needs.
         """
         import_optional('sklearn', 'The membership gate', 'audit')
         jobs = []
-        with self._locked():
+        with self._at_work():
             upkeep.heal(self)
             upkeep.finalise(self)
             batch = schedule.plan(self, now)
@@ -438,7 +445,7 @@ class Workspace:
             ValueError: If the data names someone who is suppressed, or takes an
                 internal id from somebody.
         """
-        with self._locked():
+        with self._at_work():
             return upkeep.refresh(self, data, who, why)
 
     def rollback(self, who: str, why: str) -> str:
@@ -462,7 +469,7 @@ class Workspace:
             Busy: If another process is at work.
             ValueError: If nobody or no reason is named.
         """
-        with self._locked():
+        with self._at_work():
             return way_back.rollback(self, who, why)
 
     def finalise(self) -> list[int]:
@@ -472,7 +479,7 @@ class Workspace:
         Raises:
             Busy: If another process is at work.
         """
-        with self._locked():
+        with self._at_work():
             return upkeep.finalise(self)
 
     def doctor(self) -> list[str]:
@@ -522,6 +529,26 @@ class Workspace:
             'watermark': service['watermark'],
             'rollback': None if pending is None else pending['id'],
         }
+
+    def accept_clock(self, who: str, why: str) -> None:
+        r"""Lets the workspace go by the clock although earlier events are ahead of it:
+        that which had told their times was wrong. Times that stand in it stay.
+
+        Args:
+            who (str): Who decides.
+            why (str): The reason.
+        """
+        check_text(who, 'who')
+        check_text(why, 'why')
+        with self.ledger.transaction():
+            self.ledger.event(self.clock(), 'clock_set', who=who, why=why)
+        self.versions.write_serving()
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        with self._locked():
+            self.ledger.check_clock(self.clock())
+            yield
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
