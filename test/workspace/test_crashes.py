@@ -173,7 +173,9 @@ def test_crash_at_every_write(story, shop, clock, tmp_path, monkeypatch):
     table = {}
     for name, op in OPS.items():
         before, clock.now, expected = story[name]
-        ws = Workspace(before, shop.build, clock)
+        shutil.copytree(before, tmp_path / 'first' / name)
+        ws = Workspace(tmp_path / 'first' / name, shop.build, clock)
+        ws.doctor()
         at_first = summary(ws)
         ws.ledger.close()
         # More of what differs least by the environment.

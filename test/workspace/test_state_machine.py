@@ -56,6 +56,7 @@ class Shop(RuleBasedStateMachine):
         self.asked = {}  # Level and raw ids by client id.
         self.ended = set()  # Taken back or rejected.
         self.lifted = set()
+        self.dropped = set()  # Asked for the features as well.
         self.watermark, self.names = 0, 0
 
     def teardown(self):
@@ -74,24 +75,33 @@ class Shop(RuleBasedStateMachine):
         kind=st.sampled_from(sorted(KINDS)),
         number=numbers,
         again=st.booleans(),
+        drops=st.booleans(),
     )
-    def submit(self, kind, number, again):
+    def submit(self, kind, number, again, drops):
         level = {'takedown': 'item', 'correction': 'pair'}.get(kind, 'user')
-        self._submit(kind, level, self.raw(level, number), again)
+        raw, drops = self.raw(level, number), drops and kind == 'takedown'
+        if drops and raw in {x for _, x in self.asked.values()}:
+            # It may have been taken down without them before.
+            with suppress(ValueError):
+                self._submit(kind, level, raw, again, drop_features=True)
+        else:
+            self._submit(kind, level, raw, again, drop_features=drops)
 
     @rule(number=st.integers(0, 3))
     def submit_what_is_unknown(self, number):
         self._submit('erasure', 'user', f'nobody{number}@shop.org', False)
 
-    def _submit(self, kind, level, raw, again):
+    def _submit(self, kind, level, raw, again, **more):
         name = f'T-{self.names}'
         self.names += 1
         for _ in range(1 + again):
             info = self.ws.submit(
-                kind, **{f'{level}s': [raw]}, client_id=name, verified_by='crm'
+                kind, **{f'{level}s': [raw]}, client_id=name, verified_by='crm', **more
             )
         assert info.client_id == name
         self.asked[name] = level, raw
+        if more.get('drop_features'):
+            self.dropped.add(name)
         self.lifted.discard((level, raw))
 
     @rule(fails=st.sampled_from(['', 'first', 'all']))
@@ -163,9 +173,11 @@ class Shop(RuleBasedStateMachine):
 
     @rule()
     def roll_back(self):
-        before = self.ws.status()['version']
-        with suppress(ValueError):  # Nothing to go back to.
-            assert self.ws.rollback('kim', 'a test') != before
+        before = self.ws.status()
+        assert self.ws.rollback('kim', 'a test') == self.ws.status()['version']
+        # Another version serves, or something is to make one.
+        after = self.ws.status()
+        assert after['rollback'] or after['version'] != before['version']
 
     @rule()
     def refresh(self):
@@ -231,6 +243,16 @@ class Shop(RuleBasedStateMachine):
                 place = int(raw[-2:])
                 assert is_erased(items[place]) or items[place] == raw
                 assert not (lists == place).any()
+
+    @invariant()
+    def features_stay_away(self):
+        if not hasattr(self, 'ws'):
+            return
+        _, served = self.ws.load()
+        for name in self.dropped - self.ended:
+            level, raw = self.asked[name]
+            if (level, raw) not in self.lifted:
+                assert not served['item'].x_text[int(raw[-2:])].any()
 
     @invariant()
     def the_watermark_never_falls(self):
