@@ -318,3 +318,26 @@ def test_ways_to_call_it(run, monkeypatch, capsys):
     commands += 'refresh evidence verify doctor stats site'
     out = capsys.readouterr().out.split()
     assert set(commands.split()) <= set(out)
+
+
+def test_a_rollback_is_completed_by_work(shop):
+    run = shop
+    args = submit('T-1', '--item', '-', '--drop-features', kind='takedown')
+    code, out, _ = run(*args, '--json', stdin='sku-5')
+    assert code == 0
+    assert json.loads(out)['drops_features'] is True
+    code, _, err = run(*submit('T-2', '--user', '-', '--drop-features'), stdin='x')
+    assert code == 1
+    assert "'drop_features' is for requests of the kind ['takedown']" in err
+    assert run('work', '--now')[0] == 0
+    code, out, _ = run('rollback', '--who', 'kim', '--reason', 'it is worse')
+    assert code == 0
+    assert "'work' completes the rollback: job " in out
+    job = json.loads(run('status', '--json')[1])['rollback']
+    assert f"a rollback waits for 'work': job {job}" in run('status')[1]
+    out = run('plan')[1].splitlines()
+    assert out[0] == 'a rollback is to be completed'
+    assert out[1] == 'requests: 1'
+    code, out, _ = run('work', '--json')
+    assert json.loads(out)['jobs'][0]['id'] == job
+    assert json.loads(out)['status']['rollback'] is None

@@ -238,7 +238,8 @@ def print_table(table):
 
 
 def test_creation_is_whole_or_absent(data, model, shop, tmp_path, monkeypatch):
-    args = {'data': data, 'model': model, 'build_model': shop.build}
+    source = {'data': 'shop.py:load_data', 'model': 'shop.py:build_model'}
+    args = {'data': data, 'model': model, 'build_model': shop.build, 'source': source}
     found = Counter()
     for last in itertools.count(1):
         root = tmp_path / str(last) / 'shop'
@@ -262,6 +263,7 @@ def test_creation_is_whole_or_absent(data, model, shop, tmp_path, monkeypatch):
         # Nothing is left beside it, and what is made is in order.
         assert sorted(p.name for p in root.parent.iterdir()) == ['shop', 'shop.key']
         ws = Workspace(root, shop.build)
+        assert json.loads((root / 'source.json').read_text()) == source
         assert ws.doctor() == []
         shop.check(ws)
         ws.ledger.close()

@@ -26,7 +26,6 @@ from typing import Any, NamedTuple, NoReturn
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.nn.models.base import RecommenderLike
-from torch_geometric_unlearn.report import save_json
 from torch_geometric_unlearn.train.checkpoint import load_model
 from torch_geometric_unlearn.train.fit import fit
 from torch_geometric_unlearn.utils.check import check_float
@@ -35,13 +34,11 @@ from torch_geometric_unlearn.utils.seed import isolated_seed
 from .book import RequestInfo
 from .evidence import verify
 from .kinds import KINDS, LEVELS
-from .settings import Settings
+from .settings import SOURCE, Settings
 from .site import span, utc, write_site
 from .workspace import Busy, Workspace
 
 DONE, ERROR, USAGE, REVIEW, OVERDUE, BUSY = 0, 1, 2, 3, 4, 75
-#: The functions that give data and model, beside the ledger.
-SOURCE = 'source.json'
 _FOLDER = 'TGU_WORKSPACE'
 _MOST_DAYS = 3_660.0
 
@@ -295,10 +292,14 @@ def _init(args: argparse.Namespace) -> Answer:
     else:
         fit(model, data, seed=settings.seed, **settings.fit_args)
     ws = Workspace.create(
-        root, data=data, model=model, build_model=build_model, key=args.key, **values
+        root,
+        data=data,
+        model=model,
+        build_model=build_model,
+        key=args.key,
+        source={'data': _absolute(args.data), 'model': _absolute(args.model)},
+        **values,
     )
-    names = {'data': _absolute(args.data), 'model': _absolute(args.model)}
-    save_json(root / SOURCE, names)
     write_site(ws)
     key = ws.settings.key
     return Answer(

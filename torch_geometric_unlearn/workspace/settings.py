@@ -10,6 +10,8 @@ from torch_geometric_unlearn import unlearn
 from torch_geometric_unlearn.report import save_json
 from torch_geometric_unlearn.utils.check import check_float, check_int
 
+#: The functions that give data and model, by their places, for the command.
+SOURCE = 'source.json'
 #: The least value of every number; integers are whole numbers.
 _LEAST = {
     'k': 1,

@@ -16,6 +16,7 @@ from torch_geometric.data import HeteroData
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import is_erased
 from torch_geometric_unlearn.nn.models.base import RecommenderLike
+from torch_geometric_unlearn.report import save_json
 from torch_geometric_unlearn.utils.files import (
     atomic_folder,
     make_folder,
@@ -32,7 +33,7 @@ from .keys import encode, keyed, make_key, read_key
 from .ledger import Ledger
 from .marking import mark
 from .schedule import Plan
-from .settings import Settings
+from .settings import SOURCE, Settings
 from .store import BuildModel
 from .versions import Versions
 from .worker import Job
@@ -111,6 +112,7 @@ class Workspace:
         build_model: BuildModel,
         key: str | os.PathLike[str] | None = None,
         clock: Callable[[], float] = time.time,
+        source: Mapping[str, str] | None = None,
         **settings: Any,
     ) -> Workspace:
         r"""Makes a workspace around a trained model. It is made beside the folder and
@@ -125,6 +127,9 @@ class Workspace:
             key (str or Path, optional): File of the key, made if it does not exist;
                 outside of the folder. Beside it if not given. (default: :obj:`None`)
             clock (callable, optional): Returns the time. (default: :func:`time.time`)
+            source (dict, optional): Where the command :obj:`tgu` finds the functions
+                that give data and model, as :obj:`{'data': 'shop.py:load_data',
+                'model': 'shop.py:build_model'}`. (default: :obj:`None`)
             **settings (optional): Entries of :class:`Settings`.
 
         Raises:
@@ -151,6 +156,8 @@ class Workspace:
                 make_key(path)
             with atomic_folder(root) as folder:
                 chosen.save(folder / 'workspace.json')
+                if source is not None:
+                    save_json(folder / SOURCE, dict(source))
                 ws = cls(folder, build_model, clock)
                 try:
                     worker.make_unlearner(ws, chosen.method, 'none')
