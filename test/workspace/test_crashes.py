@@ -179,7 +179,7 @@ def test_crash_at_every_write(story, shop, clock, tmp_path, monkeypatch):
         at_first = summary(ws)
         ws.ledger.close()
         # More of what differs least by the environment.
-        step = 1 if name in CLOSELY or IS_REAL else 5
+        step = 1 if name in CLOSELY or IS_REAL else 7
         found = Counter()
         for last in itertools.count(1, step):
             root = tmp_path / 'crash' / 'shop'
