@@ -173,8 +173,8 @@ def test_crash_at_every_write(story, shop, clock, tmp_path, monkeypatch):
     table = {}
     for name, op in OPS.items():
         before, clock.now, expected = story[name]
-        shutil.copytree(before, tmp_path / 'first' / name)
-        ws = Workspace(tmp_path / 'first' / name, shop.build, clock)
+        first = shutil.copytree(before, tmp_path / 'first' / name / 'shop')
+        ws = Workspace(first, shop.build, clock)
         ws.doctor()
         at_first = summary(ws)
         ws.ledger.close()

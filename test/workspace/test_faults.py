@@ -3,6 +3,7 @@ r"""What goes wrong around a workspace is said, and changes nothing."""
 import builtins
 import errno
 import json
+import os
 import resource
 import shutil
 import sqlite3
@@ -15,6 +16,7 @@ from torch_geometric_unlearn.utils import files
 from torch_geometric_unlearn.workspace import Workspace
 from torch_geometric_unlearn.workspace.book import DAY
 from torch_geometric_unlearn.workspace.cli import main
+from torch_geometric_unlearn.workspace.keys import make_key, read_key
 from torch_geometric_unlearn.workspace.ledger import _TABLES, MIGRATIONS, Ledger
 
 
@@ -248,3 +250,17 @@ def test_a_new_ledger_is_checked_as_well(tmp_path):
     ledger.check_pages()
     ledger.check_clock(0.0)  # Nothing has happened.
     assert ledger.check_chain() == 0
+
+
+def test_a_key_where_there_are_no_links(tmp_path, monkeypatch):
+    def link(*_):
+        raise PermissionError(errno.EPERM, 'no links')
+
+    monkeypatch.setattr(os, 'link', link)
+    path = tmp_path / 'key'
+    make_key(path)
+    key = read_key(path)
+    with pytest.raises(OSError, match='Cannot write'):
+        make_key(path)
+    assert read_key(path) == key
+    assert [p.name for p in tmp_path.iterdir()] == ['key']

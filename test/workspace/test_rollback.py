@@ -322,3 +322,33 @@ def test_to_smaller_data(cheap, ask, data, shop):
         if cheap.plan().replays:
             assert 2 in cheap.plan().requests
             assert cheap.work()[0].version is not None
+
+
+def test_old_weights_that_are_destroyed_are_not_used(cheap, ask, shop, clock):
+    ask(cheap, users=[shop.user(3)])
+    cheap.work(now=True)
+    while cheap.book.info(1).state != 'completed':
+        clock.wait(28)
+        cheap.work()
+    clock.wait(28)
+    cheap.work()  # The version before the last training is destroyed as well.
+    service = cheap.status()['version']
+    assert cheap.rollback('eve', 'it is worse') == service
+    assert cheap.plan().methods == ['Retrain']
+    assert cheap.status()['watermark'] == 1
+
+
+def test_a_version_that_is_its_own_containment(make, ask, shop, tmp_path):
+    ws = make(tmp_path / 'shop', method='RowReset', method_args={})
+    ask(ws, users=[shop.user(3)])
+    [first] = ws.work(now=True)
+    # The weights before, without what was erased since, are just that.
+    assert ws.rollback('eve', 'it is worse') == first.version
+    assert ws.plan().methods == ['RowReset', 'Retrain']
+    [job] = ws.work()
+    assert [x['method'] for x in events(ws, 'refused')] == ['RowReset']
+    assert list(job.gates) == ['1 Retrain']
+    assert ws.status()['version'] == job.version != first.version
+    assert state_of(ws, first.version) == 'withdrawn'
+    assert ws.doctor() == []
+    shop.check(ws)
