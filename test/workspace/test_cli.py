@@ -9,7 +9,8 @@ from filelock import FileLock
 
 import torch_geometric_unlearn as tgu
 from torch_geometric_unlearn.workspace import Workspace, cli
-from torch_geometric_unlearn.workspace.cli import find_function, main
+from torch_geometric_unlearn.workspace.cli import main
+from torch_geometric_unlearn.workspace.cli.source import find_function
 
 SHOP = '''
 from torch_geometric_unlearn.datasets import SyntheticMultimodal

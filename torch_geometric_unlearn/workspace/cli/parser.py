@@ -1,0 +1,89 @@
+r"""The arguments of all commands."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+from ..kinds import KINDS, LEVELS
+from . import records, requests, service
+from .answer import Answer
+from .source import FOLDER
+
+
+def make_parser() -> argparse.ArgumentParser:
+    r"""Returns the parser of all commands."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument('--json', action='store_true', help='print JSON')
+    placed = argparse.ArgumentParser(add_help=False, parents=[common])
+    placed.add_argument(
+        '--workspace', metavar='FOLDER', help=f'its folder (default: {FOLDER} or .)'
+    )
+    signed = argparse.ArgumentParser(add_help=False, parents=[placed])
+    signed.add_argument('--who', required=True, help='who decides')
+    signed.add_argument('--why', required=True, help='the reason')
+    named = argparse.ArgumentParser(add_help=False)
+    for level, words in zip(LEVELS, ('users', 'items', 'user TAB item')):
+        named.add_argument(
+            f'--{level}', metavar='FILE', help=f"{words}, one in a line; '-' is stdin"
+        )
+    named.add_argument('ids', nargs='*', help=argparse.SUPPRESS)
+
+    parser = argparse.ArgumentParser(
+        prog='tgu', description='Deletion requests from receipt to evidence.'
+    )
+    commands = parser.add_subparsers(required=True, metavar='COMMAND')
+
+    def add(
+        name: str,
+        run: Callable[[argparse.Namespace], Answer],
+        words: str,
+        *parents: argparse.ArgumentParser,
+    ) -> argparse.ArgumentParser:
+        out = commands.add_parser(
+            name, help=words, description=words, parents=parents, allow_abbrev=False
+        )
+        out.set_defaults(run=run)
+        return out
+
+    init = add('init', service.init, 'make a workspace', common)
+    init.add_argument('folder', help='a new folder')
+    init.add_argument('--data', required=True, help='as shop.py:load_data')
+    init.add_argument('--model', required=True, help='as shop.py:build_model')
+    init.add_argument('--trained', help="file of 'save_model'; trains one if not given")
+    init.add_argument('--settings', help='JSON file with settings')
+    init.add_argument('--key', help='file of the key (default: beside the folder)')
+
+    submit = add('submit', requests.submit, 'accept a request', placed, named)
+    submit.add_argument('--kind', required=True, choices=KINDS)
+    submit.add_argument('--client-id', required=True, help='your name for it; no id')
+    submit.add_argument('--verified-by', required=True, help='who has checked it')
+    submit.add_argument('--received', help='date of receipt (default: now)')
+    submit.add_argument('--due-days', type=float, help='days from then to the deadline')
+
+    add('status', records.status, 'say where requests stand', placed)
+    add('plan', service.plan, "say what 'work' would do", placed)
+    work = add('work', service.work, 'do what is due', placed)
+    work.add_argument('--now', action='store_true', help='serve all that waits')
+    review = add('review', requests.review, 'decide on a request', signed)
+    choice = review.add_mutually_exclusive_group(required=True)
+    choice.add_argument('--approve', action='store_true')
+    choice.add_argument('--reject', action='store_true')
+    hold = add('hold', requests.hold, 'keep a request from being served', signed)
+    release = add('release', requests.release, 'let one that is held go on', signed)
+    cancel = add('cancel', requests.cancel, 'cancel a request', signed)
+    show = add('show', records.show, 'say what is known of a request', placed)
+    for command in (review, hold, release, cancel, show):
+        command.add_argument('id', type=int, help='number of the request')
+    add('lift', requests.lift, 'let a subject come back in new data', signed, named)
+    add('rollback', service.rollback, 'take the model out of service', signed)
+    refresh = add('refresh', service.refresh, 'train a model on new data', signed)
+    refresh.add_argument('--data', help="another function than that of 'init'")
+    evidence = add('evidence', records.evidence, 'write the evidence of a job', placed)
+    evidence.add_argument('job')
+    check = add('verify', records.verify, 'check evidence, without a workspace', common)
+    check.add_argument('folder')
+    add('doctor', records.doctor, 'finish what a crash has left, check all', placed)
+    add('stats', records.stats, 'sum up what was done', placed)
+    add('site', records.site, "write 'site/index.html' and 'metrics.prom'", placed)
+    return parser

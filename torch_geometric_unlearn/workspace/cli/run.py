@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import json
+import sqlite3
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..workspace import Busy
+from .answer import BUSY, ERROR, USAGE, Answer, UsageError
+from .parser import make_parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    r"""Runs a command and returns its exit code.
+
+    Args:
+        argv (sequence, optional): The arguments; those of the process if not given.
+            (default: :obj:`None`)
+    """
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    try:
+        answer: Answer = args.run(args)
+    except UsageError as error:
+        return _fail(str(error), USAGE)
+    except Busy as error:
+        return _fail(f'{error}. Try again later.', BUSY)
+    except sqlite3.OperationalError as error:
+        is_busy = 'locked' in str(error)
+        return _fail(f'The ledger: {error}', BUSY if is_busy else ERROR)
+    except KeyboardInterrupt:
+        return _fail('Stopped. It is safe to call the command again.', ERROR)
+    except (TypeError, ValueError, OSError, ImportError, RuntimeError) as error:
+        return _fail(str(error), ERROR)
+    except Exception as error:
+        # Most likely the caller's own function: say where, in one line.
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f'{Path(place.filename).name}, line {place.lineno}'
+        return _fail(f'{type(error).__name__}: {error} ({where})', ERROR)
+    if args.json:
+        print(json.dumps(answer.content, indent=2))
+    else:
+        print('\n'.join(answer.lines))
+    return answer.code
+
+
+def _fail(message: str, code: int) -> int:
+    print(f'tgu: {message}', file=sys.stderr)
+    return code
