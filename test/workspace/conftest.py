@@ -200,7 +200,10 @@ class Shop:
     def check(cls, ws):
         r"""What must hold of any workspace at rest."""
         ws.ledger.check_chain()
-        rows = ws.ledger.rows("SELECT id, data FROM version WHERE state != 'purged'")
+        rows = ws.ledger.rows(
+            "SELECT id, data FROM version WHERE state != 'purged' UNION "
+            "SELECT version, data FROM attempt WHERE state = 'kept'"
+        )
         for folder, key in (('models', 'id'), ('data', 'data')):
             expected = {f"{row[key]}.safetensors" for row in rows}
             assert {p.name for p in (ws.root / folder).iterdir()} == expected

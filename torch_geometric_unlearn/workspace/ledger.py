@@ -11,9 +11,15 @@ from pathlib import Path
 from typing import Any
 
 #: Rises with the tables; a file of a later version is refused.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_ATTEMPT = """
+CREATE TABLE attempt (
+    job TEXT NOT NULL REFERENCES job, number INTEGER NOT NULL, method TEXT NOT NULL,
+    version TEXT NOT NULL, data TEXT NOT NULL, parent_data TEXT NOT NULL,
+    state TEXT NOT NULL, PRIMARY KEY (job, number));
+"""
 #: The steps from one version to the next, by the version that they start from.
-MIGRATIONS: dict[int, str] = {}
+MIGRATIONS: dict[int, str] = {1: _ATTEMPT}
 _START = '0' * 64
 _TABLES = """
 CREATE TABLE request (
@@ -55,7 +61,7 @@ CREATE TRIGGER event_is_final BEFORE UPDATE ON event
 BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
 CREATE TRIGGER event_stays BEFORE DELETE ON event
 BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
-"""
+""" + _ATTEMPT
 
 
 class Ledger:

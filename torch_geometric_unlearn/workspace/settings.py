@@ -23,6 +23,8 @@ _LEAST = {
     'max_erased': 0.0,
     'max_days': 0.0,
 }
+#: What a person may be allowed to do.
+ROLES = ('review', 'sign', 'rollback')
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,12 @@ class Settings:
         max_erased (float): Share of erased pairs since the last full training after
             which it is.
         max_days (float): Days since then after which it is.
+        roles (dict): Who may decide, lists of names by role: :obj:`'review'` (hold,
+            release, reject, cancel and lift), :obj:`'sign'` (serve what failed a soft
+            gate) and :obj:`'rollback'` (that and refresh). Without any entry everyone
+            may do all; else nobody has a role that is left out.
+        signing_key (str): The file with the private key that signs evidence, outside
+            of the folder; evidence is not signed if empty.
     """
 
     key: str
@@ -63,6 +71,8 @@ class Settings:
     max_updates: int = 50
     max_erased: float = 0.05
     max_days: float = 90.0
+    roles: dict[str, list[str]] = field(default_factory=dict)
+    signing_key: str = ''
 
     def __post_init__(self) -> None:
         r"""Checks all of them.
@@ -87,6 +97,38 @@ class Settings:
             else:
                 share = name in ('surge_share', 'max_erased')
                 check_float(value, name, least, 1.0 if share else math.inf)
+        self._check_roles()
+        if not isinstance(self.signing_key, str):
+            raise TypeError(
+                f"'signing_key' must be the path of a file (got {self.signing_key!r})"
+            )
+
+    def _check_roles(self) -> None:
+        if not isinstance(self.roles, dict):
+            raise TypeError("'roles' must be a dict of lists of names by role")
+        if unknown := sorted(map(str, set(self.roles) - set(ROLES))):
+            raise ValueError(f"'roles' must be some of {list(ROLES)} (got {unknown})")
+        for role, names in self.roles.items():
+            if not isinstance(names, list) or not all(
+                isinstance(name, str) and name.strip() for name in names
+            ):
+                raise TypeError(f"The role '{role}' must be a list of names")
+
+    def check_role(self, role: str, who: str) -> bool:
+        r"""Returns whether a person has a role because it was given to them, and not
+        because no roles are set.
+
+        Raises:
+            PermissionError: If others have it.
+        """
+        names = self.roles.get(role, [])
+        if self.roles and who not in names:
+            have = f'{names} have' if names else 'nobody has'
+            raise PermissionError(
+                f"'who' must have the role '{role}', which {have} (got '{who}'). The "
+                f"roles stand in 'workspace.json'."
+            )
+        return bool(self.roles)
 
     def save(self, path: Path) -> None:
         r"""Writes the file."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,9 @@ from markupsafe import Markup
 from torch_geometric_unlearn.report.html import Cell, environment, grid
 from torch_geometric_unlearn.utils.files import atomic_save, make_folder
 
+from .attempts import kept, signatures
 from .book import DAY
-from .gates import FAIL, INCONCLUSIVE, LIMITS, PASS
+from .gates import FAIL, INCONCLUSIVE, LIMITS, PASS, SIGNED
 from .kinds import STATES
 
 if TYPE_CHECKING:
@@ -31,8 +33,16 @@ MEANINGS = {
     'rejected': 'ended by a review',
     'cancelled': 'ended by a person before any work',
 }
-VERDICTS = (PASS, FAIL, INCONCLUSIVE, 'nothing')
-_SIGNS = {PASS: '✓', FAIL: '✗', INCONCLUSIVE: '?', 'nothing': '–', None: '…'}
+VERDICTS = (PASS, FAIL, INCONCLUSIVE, SIGNED, 'nothing')
+_SIGNS = {
+    PASS: '✓',
+    FAIL: '✗',
+    INCONCLUSIVE: '?',
+    SIGNED: '✎',
+    'nothing': '–',
+    None: '…',
+}
+PAGE, METRICS = 'site/index.html', 'metrics.prom'
 #: States from which a request still has to be unlearned.
 _OPEN = "('queued', 'review', 'held', 'working')"
 _MOST, _WIDTH = 20, 160
@@ -52,12 +62,25 @@ def span(seconds: float) -> str:
 def write_site(ws: Workspace) -> Path:
     r"""Writes :obj:`site/index.html` and :obj:`metrics.prom`, and returns the page."""
     content = collect(ws)
-    page = ws.root / 'site' / 'index.html'
+    page = ws.root / PAGE
     make_folder(str(page.parent))
-    files = {page: render(content), ws.root / 'metrics.prom': metrics(content)}
+    files = {page: render(content), ws.root / METRICS: metrics(content)}
     for path, text in files.items():
         _write(path, text.encode())
     return page
+
+
+def outdated(ws: Workspace) -> list[str]:
+    r"""Returns the names of the files that do not follow from the ledger as it is."""
+    head, out = ws.ledger.head, []
+    for name in (PAGE, METRICS):
+        try:
+            text = (ws.root / name).read_text('utf-8')
+        except (FileNotFoundError, UnicodeDecodeError):
+            text = ''
+        if head not in text:
+            out.append(name)
+    return out
 
 
 def _write(path: Path, text: bytes) -> None:
@@ -87,6 +110,7 @@ def collect(ws: Workspace) -> dict[str, Any]:
     states = ledger.rows('SELECT state, COUNT(*) AS n FROM version GROUP BY 1')
     return {
         'now': ws.clock(),
+        'head': ledger.head,
         'name': ws.root.resolve().name,
         'status': ws.status(),
         'requests': [ws.book.info(row['id']) for row in due],
@@ -94,6 +118,10 @@ def collect(ws: Workspace) -> dict[str, Any]:
         'versions': {row['state']: row['n'] for row in states},
         'jobs': [_job(ws, dict(row)) for row in jobs],
         'last_job': None if last is None else dict(last),
+        'attempts': [
+            asdict(attempt) | {'report': attempt.report.relative_to(ws.root)}
+            for attempt in kept(ws)
+        ],
     }
 
 
@@ -108,8 +136,12 @@ def _job(ws: Workspace, job: dict[str, Any]) -> dict[str, Any]:
         for row in rows
     ]
     page = ws.root / 'evidence' / job['id'] / 'report.html'
-    requests = json.loads(job['requests'])
-    return job | {'gates': gates, 'requests': requests, 'has_report': page.is_file()}
+    return job | {
+        'gates': gates,
+        'requests': json.loads(job['requests']),
+        'has_report': page.is_file(),
+        'signatures': signatures(ws, job['id']),
+    }
 
 
 # Figures for a monitor ----------------------------------------------------------------
@@ -163,7 +195,7 @@ def metrics(content: dict[str, Any]) -> str:
         for labels, value in values.items():
             number = 'NaN' if math.isnan(value) else f'{value:.15g}'
             lines.append(f'tgu_{name}{labels} {number}')
-    return '\n'.join([*lines, ''])
+    return '\n'.join([*lines, f'# ledger {content["head"]}', ''])
 
 
 def _label(name: str, value: str) -> str:
@@ -181,10 +213,12 @@ def render(content: dict[str, Any]) -> str:
     return template.render(
         name=content['name'],
         now=utc(content['now']),
+        head=content['head'],
         status=content['status'],
         headline=_headline(content),
         states=_states(content),
         deadlines=_deadlines(content),
+        attempts=content['attempts'],
         num_waiting=sum(content['status']['requests'].get(x, 0) for x in STATES[:4]),
         served=_served(content),
         jobs=[
@@ -194,6 +228,7 @@ def render(content: dict[str, Any]) -> str:
                 'when': utc(job['finished_at'] or job['created_at']),
                 'num_requests': len(job['requests']),
                 'has_report': job['has_report'],
+                'signatures': job['signatures'],
                 'table': _gates(job),
             }
             for job in content['jobs']

@@ -18,7 +18,7 @@ from torch_geometric_unlearn.unlearn import RowReset
 from torch_geometric_unlearn.utils.files import remove_stale
 from torch_geometric_unlearn.utils.seed import isolated_seed
 
-from . import evidence
+from . import attempts, evidence
 from .book import DAY, check_text
 from .keys import encode, keyed
 from .marking import mark, remark
@@ -37,7 +37,7 @@ def finalise(ws: Workspace) -> list[int]:
         rows = ws.ledger.rows(
             'SELECT r.id, r.job FROM request r JOIN job j ON j.id = r.job WHERE '
             "r.state = 'probation' AND j.finished_at <= ? AND j.verdict IN "
-            "('pass', 'nothing')",
+            "('pass', 'nothing', 'signed')",
             limit,
         )
         numbers = [row['id'] for row in rows]
@@ -74,6 +74,7 @@ def heal(ws: Workspace) -> list[str]:
         if rows:
             numbers = [row['id'] for row in rows]
             ledger.event(ws.clock(), 'requeued', requests=numbers)
+    done += attempts.drop_stale(ws)
     done += ws.versions.remove_unnamed()
     running = ledger.rows("SELECT id FROM job WHERE state = 'running'")
     keep = {f'{row["id"]}.ck' for row in running}
@@ -82,7 +83,7 @@ def heal(ws: Workspace) -> list[str]:
             path.unlink()
             done.append(f'removed jobs/{path.name}')
     done += _remove_drafts(ws)
-    ws.versions.write_serving()
+    ws.renew()
     rows = ledger.rows(
         'SELECT id FROM job WHERE version IS NOT NULL AND pairs IS NULL AND '
         'bundled_at IS NULL ORDER BY finished_at'

@@ -231,7 +231,10 @@ class Versions:
 
     def remove_unnamed(self) -> list[str]:
         r"""Removes all files that no version needs, and returns which these were."""
-        rows = self.ledger.rows("SELECT id, data FROM version WHERE state != 'purged'")
+        rows = self.ledger.rows(
+            "SELECT id, data FROM version WHERE state != 'purged' UNION "
+            "SELECT version, data FROM attempt WHERE state = 'kept'"
+        )
         models, data = ({row[key] for row in rows} for key in ('id', 'data'))
         gone = [f'removed {name}' for name in self.store.remove_all_but(models, data)]
         # The figures of the last full training outlive its weights.

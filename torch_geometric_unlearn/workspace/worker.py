@@ -3,6 +3,7 @@ r"""What a worker does with a batch: unlearns it, and promotes what passes."""
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from torch_geometric_unlearn.nn.models import Served
 from torch_geometric_unlearn.unlearn.base import UnlearnResult
 
 from . import evidence, gates
+from .attempts import attempt_folder, keep, may_be_signed
 from .keys import decode
 from .marking import erased_pairs, mark, pooled
 from .schedule import Plan
@@ -36,7 +38,8 @@ class Job:
         id (str): Its name, which follows from what it was to do.
         verdict (str): :obj:`'pass'`, :obj:`'inconclusive'` for one that is served
             until more requests tell, :obj:`'fail'` for one that a person has to look
-            at, or :obj:`'nothing'` where there was nothing to erase.
+            at, :obj:`'signed'` for one that a person has signed for, or
+            :obj:`'nothing'` where there was nothing to erase.
         version (str, optional): The model that was promoted.
         gates (dict): Verdicts by attempt, as :obj:`'0 PartialRetrain'`, and gate.
         requests (list): Numbers of the requests that it served.
@@ -83,6 +86,8 @@ def run(ws: Workspace, batch: Plan) -> Job | None:
             attempts,
             ws.clock(),
         )
+        # Those of a run that failed stand in the chain.
+        ledger.write('DELETE FROM gate WHERE job = ?', job)
         for number in batch.requests:
             ledger.write("UPDATE request SET state = 'working' WHERE id = ?", number)
         ledger.event(
@@ -92,6 +97,7 @@ def run(ws: Workspace, batch: Plan) -> Job | None:
     if Request.of(marked).is_empty and not _named(marked):
         return _nothing(ws, job, batch, outcomes)
     verdicts: dict[str, dict[str, str]] = {}
+    kept = []
     parent = ws.versions.get_model(service['id'])
     for attempt, name in enumerate(batch.methods):
         unlearner = make_unlearner(ws, name, job)
@@ -108,7 +114,7 @@ def run(ws: Workspace, batch: Plan) -> Job | None:
         with ledger.transaction():
             for gate in found:
                 ledger.write(
-                    'INSERT OR REPLACE INTO gate VALUES (?, ?, ?, ?, ?)',
+                    'INSERT INTO gate VALUES (?, ?, ?, ?, ?)',
                     job,
                     attempt,
                     gate.name,
@@ -123,12 +129,18 @@ def run(ws: Workspace, batch: Plan) -> Job | None:
                     Served.of(result.model, result.data), result.data, ws.settings.k
                 )
             evidence.write_job_report(ws, job, result, parent, marked)
-            verdict = _promote(
+            verdict = promote(
                 ws, job, batch, outcomes, (version, data), verdict, marked, full
             )
             return Job(job, verdict, version, verdicts, batch.requests)
+        if may_be_signed(found):
+            folder = attempt_folder(ws, job, attempt)
+            evidence.write_job_report(ws, job, result, parent, marked, folder)
+            kept.append((attempt, name, version, data))
     with ledger.transaction():
-        failed = _give_up(ws, job, batch, 'no method passed the gates')
+        keep(ws, job, kept)
+        reason = 'no method passed the gates'
+        failed = _give_up(ws, job, batch, reason, verdicts)
     return Job(job, failed.verdict, None, verdicts, batch.requests)
 
 
@@ -191,7 +203,7 @@ def _gates(
     return out + (list(map(gates.of_exact, soft)) if result.exact else soft)
 
 
-def _promote(
+def promote(
     ws: Workspace,
     job: str,
     batch: Plan,
@@ -200,12 +212,18 @@ def _promote(
     verdict: str,
     marked: HeteroData,
     full: tuple[Tensor, Tensor] | None,
+    by: tuple[str, str] | None = None,
+    first: Callable[[], None] = lambda: None,
 ) -> str:
+    r"""Puts a version into service and calls :obj:`first` in the same transaction;
+    :obj:`by` says who has decided that and why, if a person has. Returns the verdict.
+    """
     ledger, service, now = ws.ledger, ws.versions.service, ws.clock()
     if full is not None:
         ws.versions.save_full_ndcg(names[0], *full)
     pairs = erased_pairs(marked)
     with ledger.transaction():
+        first()
         watermark = service['watermark'] + len(batch.requests)
         is_full = full is not None
         ws.versions.add_version(names, watermark, job, is_full, service['id'])
@@ -220,7 +238,7 @@ def _promote(
             job,
         )
         _close(ws, job, batch.requests, outcomes, marked)
-        ws.versions.point_to(names[0], 'worker', f'job {job}')
+        ws.versions.point_to(names[0], *(by or ('worker', f'job {job}')))
         ledger.event(now, 'promoted', job=job, version=names[0], verdict=verdict)
         # A model from scratch settles what the figures could not tell.
         if verdict == gates.PASS or full is not None:
@@ -308,7 +326,13 @@ def _nothing(
     return Job(job, 'nothing', requests=batch.requests)
 
 
-def _give_up(ws: Workspace, job: str, batch: Plan, reason: str) -> Job:
+def _give_up(
+    ws: Workspace,
+    job: str,
+    batch: Plan,
+    reason: str,
+    verdicts: dict[str, dict[str, str]] | None = None,
+) -> Job:
     ws.ledger.write(
         "UPDATE job SET state = 'failed', finished_at = ?, verdict = 'fail' "
         'WHERE id = ?',
@@ -322,5 +346,7 @@ def _give_up(ws: Workspace, job: str, batch: Plan, reason: str) -> Job:
             job,
             number,
         )
-    ws.ledger.event(ws.clock(), 'review', job=job, reason=reason)
+    ws.ledger.event(
+        ws.clock(), 'review', job=job, reason=reason, gates=verdicts or {}
+    )
     return Job(job, 'fail', requests=batch.requests)

@@ -3,12 +3,11 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
@@ -21,7 +20,18 @@ from torch_geometric_unlearn.unlearn import RowReset
 from torch_geometric_unlearn.utils.files import make_folder
 from torch_geometric_unlearn.utils.optional import import_optional
 
-from . import evidence, schedule, upkeep, worker
+from . import (
+    approval,
+    attempts,
+    evidence,
+    filtering,
+    schedule,
+    signing,
+    site,
+    upkeep,
+    worker,
+)
+from .attempts import Attempt
 from .book import Book, RequestInfo
 from .contained import Contained
 from .keys import encode, keyed, make_key, read_key
@@ -137,8 +147,10 @@ class Workspace:
                 make_key(path)
             chosen.save(root / 'workspace.json')
             ws = cls(root, build_model, clock)
+            signing.check_key(ws)
             worker.make_unlearner(ws, chosen.method, 'none')
             ws.versions.install(model, data, 'created', 0)
+            ws.renew()
         except BaseException:  # Nothing was there before.
             shutil.rmtree(root)
             if is_new:
@@ -190,7 +202,7 @@ class Workspace:
             kind, targets, client_id, verified_by, received_at, due_days, review
         )
         if not self.ledger.db.in_transaction:
-            self.versions.write_serving()
+            self.renew()
         return info
 
     def submit_all(self, requests: Iterable[Mapping[str, Any]]) -> list[RequestInfo]:
@@ -204,7 +216,7 @@ class Workspace:
         """
         with self.ledger.transaction():
             out = [self.submit(**request) for request in requests]
-        self.versions.write_serving()
+        self.renew()
         return out
 
     def _ids(self, level: str, ids: Iterable[Any], name: str) -> list[Any]:
@@ -216,19 +228,8 @@ class Workspace:
             encode(level, raw)
             parts = zip(('user', 'item'), raw) if level == 'pair' else [(level, raw)]
             for kind, part in parts:
-                self._check_type(kind, type(part))
+                filtering.check_type(self, kind, type(part))
         return out
-
-    def _check_type(self, level: str, given: type) -> None:
-        r"""Raises if all ids are strings but this one is a number, or the other way."""
-        known = {isinstance(raw, str) for raw in self.versions.internal(level)}
-        if known and known == {not issubclass(given, str)}:
-            raise TypeError(
-                f'Ids of {level}s in the data are '
-                f'{"strings" if True in known else "integers"} (got a '
-                f"{given.__name__}), so that it would name nobody. Pass them as in "
-                f"'raw_id' of the data."
-            )
 
     def _asks_for_everything(self, targets: dict[str, list[Any]]) -> str:
         data = self.versions.get_data(self.versions.service['data'])
@@ -265,9 +266,44 @@ class Workspace:
         return self._move(number, who, 'rejected', why)
 
     def _move(self, number: int, who: str, to: str, why: str) -> RequestInfo:
+        self.settings.check_role('review', who)
         info = self.book.move(number, who, to, why)
-        self.versions.write_serving()
+        self.renew()
         return info
+
+    def attempts(self) -> list[Attempt]:
+        r"""Returns the versions that a person may sign for: those that failed a soft
+        gate, while all requests of their job wait for a decision and no other version
+        was served since, and those that are served although their gates could not be
+        told.
+        """
+        return [*attempts.kept(self), *attempts.undecided(self)]
+
+    def sign(
+        self, job: str, number: int, *, although: Collection[str], who: str, why: str
+    ) -> Job:
+        r"""Serves an attempt of a job although it did not pass all soft gates, or lets
+        one that is served stay although they could not be told. The name and the reason
+        stay in the ledger and in the evidence; other attempts of the job are destroyed.
+
+        Args:
+            job (str): The job.
+            number (int): The attempt, as in :meth:`attempts`.
+            although (collection): Names of all gates that it did not pass.
+            who (str): Who signs for it.
+            why (str): The reason.
+
+        Raises:
+            Busy: If another process is at work.
+            PermissionError: If others have the role :obj:`'sign'`.
+            ValueError: If there is no such attempt any more, it failed a hard gate,
+                or other gates are named.
+        """
+        with self._locked():
+            upkeep.heal(self)
+            signed = approval.sign(self, job, number, although, who, why)
+            upkeep.heal(self)
+        return signed
 
     # Serving --------------------------------------------------------------------------
 
@@ -324,43 +360,15 @@ class Workspace:
             user (str, optional): Column of user ids. (default: :obj:`'user'`)
             item (str, optional): Column of item ids. (default: :obj:`'item'`)
         """
-        out = self.book.suppressed()
-        for level, column in (('user', user), ('item', item)):
-            for given in {type(raw) for raw in frame[column].tolist()}:
-                self._check_type(level, given)
-        rows = zip(frame[user].tolist(), frame[item].tolist())
-        keep = []
-        for pair in rows:
-            digests = (
-                ('user', pair[0]),
-                ('item', pair[1]),
-                ('pair', pair),
-            )
-            keep.append(
-                not any(
-                    out[level] and keyed(self.key, level, raw) in out[level]
-                    for level, raw in digests
-                )
-            )
-        left = frame.loc[np.array(keep, dtype=bool)].copy()
-        for level, column in (('user', user), ('item', item)):
-            # Categories without a row would come into the data all the same.
-            if hasattr(left[column], 'cat'):
-                known = left[column].cat.categories
-                gone = [
-                    raw
-                    for raw in known.tolist()
-                    if keyed(self.key, level, raw) in out[level]
-                ]
-                left[column] = left[column].cat.remove_categories(gone)
-        return left
+        return filtering.filter_frame(self, frame, user, item)
 
     def lift(self, level: str, raw: Any, who: str, why: str) -> None:
         r"""Lets a user, an item or a pair come back in new data: a new consent, an item
         that is reinstated.
         """
+        self.settings.check_role('review', who)
         self.book.lift(level, raw, who, why)
-        self.versions.write_serving()
+        self.renew()
 
     # Work -----------------------------------------------------------------------------
 
@@ -380,6 +388,7 @@ class Workspace:
             ImportError: If scikit-learn is missing, which the membership gate needs.
         """
         import_optional('sklearn', 'The membership gate', 'audit')
+        signing.check_key(self)  # Before a job that could not be told of.
         jobs = []
         with self._locked():
             upkeep.heal(self)
@@ -404,6 +413,7 @@ class Workspace:
             ValueError: If the data names someone who is suppressed, or takes an
                 internal id from somebody.
         """
+        self.settings.check_role('rollback', who)
         with self._locked():
             return upkeep.refresh(self, data, who, why)
 
@@ -416,6 +426,7 @@ class Workspace:
             Busy: If another process is at work.
             ValueError: If there is none before, or its file is destroyed already.
         """
+        self.settings.check_role('rollback', who)
         with self._locked():
             return upkeep.rollback(self, who, why)
 
@@ -439,7 +450,17 @@ class Workspace:
             ValueError: If the chain is broken.
         """
         with self._locked():
-            return upkeep.heal(self)
+            stale = site.outdated(self)
+            return upkeep.heal(self) + [f'renewed {name}' for name in stale]
+
+    def renew(self) -> Path:
+        r"""Writes what follows from the ledger: :obj:`serving.json`,
+        :obj:`site/index.html` and :obj:`metrics.prom`, and returns the page. All that
+        changes the ledger does so afterwards, and :meth:`doctor` after a crash.
+        """
+        with self.ledger.transaction():  # No one writes an older state over a newer.
+            self.versions.write_serving()
+            return site.write_site(self)
 
     def evidence(self, job: str) -> Path:
         r"""Writes the evidence of a job as it stands, and returns its folder.
@@ -449,7 +470,15 @@ class Workspace:
             ValueError: If nothing was promoted by such a job.
         """
         with self._locked():
-            return evidence.bundle(self, job)
+            row = self.ledger.row('SELECT bundled_at FROM job WHERE id = ?', job)
+            with self.ledger.transaction():  # If this is killed, the doctor does it.
+                self.ledger.write('UPDATE job SET bundled_at = NULL WHERE id = ?', job)
+            folder = evidence.bundle(self, job)
+            with self.ledger.transaction():
+                at = None if row is None or row['bundled_at'] is None else self.clock()
+                sql = 'UPDATE job SET bundled_at = ? WHERE id = ?'
+                self.ledger.write(sql, at, job)
+            return folder
 
     def status(self) -> dict[str, Any]:
         r"""Returns numbers of requests by state, how many are overdue, and the version
@@ -481,6 +510,7 @@ class Workspace:
         try:
             with FileLock(self.root / 'worker.lock', timeout=0):
                 yield
+                self.renew()
         except Timeout as error:
             raise Busy(f"Another worker is at work in '{self.root}'") from error
 

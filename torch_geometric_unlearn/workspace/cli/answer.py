@@ -14,11 +14,14 @@ DONE, ERROR, USAGE, REVIEW, OVERDUE, BUSY = 0, 1, 2, 3, 4, 75
 
 
 class Answer(NamedTuple):
-    r"""What a command found: as JSON, as lines of text, and its exit code."""
+    r"""What a command found: as JSON, as lines of text, its exit code, and whether it
+    goes to standard error, as a table is on standard output.
+    """
 
     content: dict[str, Any]
     lines: list[str]
     code: int = DONE
+    is_aside: bool = False
 
 
 class UsageError(Exception):
@@ -56,5 +59,14 @@ def standing(ws: Workspace) -> Answer:
     return Answer(status | {'to_decide': reviews}, lines, code)
 
 
-def numbers(requests: Iterable[int]) -> str:
+def numbered(requests: Iterable[int]) -> str:
     return ', '.join(map(str, requests))
+
+
+def in_words(entry: dict[str, Any]) -> str:
+    r"""Returns who has signed for what."""
+    by = 'has the role' if entry['has_role'] else 'no roles were set'
+    return (
+        f'served although not passed: {", ".join(entry["although"])}; signed by '
+        f'{entry["who"]} ({by}): {entry["why"]}'
+    )

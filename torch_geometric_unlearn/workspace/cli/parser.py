@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 
 from ..kinds import KINDS, LEVELS
-from . import records, requests, service
+from . import decisions, records, requests, service, tables
 from .answer import Answer
 from .source import FOLDER
 
@@ -65,17 +65,52 @@ def make_parser() -> argparse.ArgumentParser:
     add('plan', service.plan, "say what 'work' would do", placed)
     work = add('work', service.work, 'do what is due', placed)
     work.add_argument('--now', action='store_true', help='serve all that waits')
-    review = add('review', requests.review, 'decide on a request', signed)
-    choice = review.add_mutually_exclusive_group(required=True)
-    choice.add_argument('--approve', action='store_true')
-    choice.add_argument('--reject', action='store_true')
-    hold = add('hold', requests.hold, 'keep a request from being served', signed)
-    release = add('release', requests.release, 'let one that is held go on', signed)
-    cancel = add('cancel', requests.cancel, 'cancel a request', signed)
+    review = add('review', decisions.review, 'list what to decide, or decide', placed)
+    review.add_argument(
+        'id', nargs='?', help='a request, or a job for all of its requests'
+    )
+    review.add_argument('--who', help='who decides')
+    review.add_argument('--why', help='the reason')
+    choice = review.add_mutually_exclusive_group()
+    choice.add_argument('--approve', action='store_true', help='put it into the queue')
+    choice.add_argument(
+        '--again', action='store_true', help='the same after a job that has failed'
+    )
+    choice.add_argument('--reject', action='store_true', help='end it')
+    choice.add_argument(
+        '--sign', type=int, metavar='ATTEMPT', help='serve an attempt of the job'
+    )
+    review.add_argument(
+        '--although',
+        action='append',
+        default=[],
+        metavar='GATE',
+        help='with --sign: a gate that it did not pass; name all of them',
+    )
+    hold = add('hold', decisions.hold, 'keep a request from being served', signed)
+    release = add('release', decisions.release, 'let one that is held go on', signed)
+    cancel = add('cancel', decisions.cancel, 'cancel a request', signed)
     show = add('show', records.show, 'say what is known of a request', placed)
-    for command in (review, hold, release, cancel, show):
+    for command in (hold, release, cancel, show):
         command.add_argument('id', type=int, help='number of the request')
-    add('lift', requests.lift, 'let a subject come back in new data', signed, named)
+    add('lift', decisions.lift, 'let a subject come back in new data', signed, named)
+    filtered = add(
+        'filter', tables.filter_table, 'take out of a table what is suppressed', placed
+    )
+    filtered.add_argument(
+        'table', nargs='?', default='-', help="CSV or Parquet (default: '-', stdin)"
+    )
+    filtered.add_argument('--to', default='-', help="a file (default: '-', stdout)")
+    filtered.add_argument('--format', choices=tables.FORMATS, help='of stdin')
+    filtered.add_argument(
+        '--user', default='user', metavar='COLUMN', help='of user ids (default: user)'
+    )
+    filtered.add_argument(
+        '--item', default='item', metavar='COLUMN', help='of item ids (default: item)'
+    )
+    filtered.add_argument(
+        '--separator', default=',', help="of a CSV file, or 'tab' (default: ',')"
+    )
     add('rollback', service.rollback, 'take the model out of service', signed)
     refresh = add('refresh', service.refresh, 'train a model on new data', signed)
     refresh.add_argument('--data', help="another function than that of 'init'")
@@ -83,7 +118,10 @@ def make_parser() -> argparse.ArgumentParser:
     evidence.add_argument('job')
     check = add('verify', records.verify, 'check evidence, without a workspace', common)
     check.add_argument('folder')
+    check.add_argument('--public-key', metavar='FILE', help='whose it must be')
+    keygen = add('keygen', records.keygen, 'make a key to sign evidence with', common)
+    keygen.add_argument('file', help='of the private key, outside of the workspace')
     add('doctor', records.doctor, 'finish what a crash has left, check all', placed)
     add('stats', records.stats, 'sum up what was done', placed)
-    add('site', records.site, "write 'site/index.html' and 'metrics.prom'", placed)
+    add('site', records.site, 'write the page and the figures anew', placed)
     return parser

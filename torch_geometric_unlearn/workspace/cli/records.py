@@ -3,12 +3,22 @@ r"""Commands that say what was done, and check it."""
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
-from ..evidence import verify as verify_bundle
-from ..site import utc, write_site
-from .answer import Answer, about, standing
+from .. import signing
+from ..attempts import signatures
+from ..site import utc
+from ..verification import verify as verify_bundle
+from .answer import Answer, about, in_words, standing
 from .source import open_workspace
+
+_SIGNATURES = {
+    'valid': 'signature: by the given key',
+    'not checked': 'signature: not checked, as no public key was given '
+    "('--public-key FILE')",
+    'none': 'signature: none',
+}
 
 
 def status(args: argparse.Namespace) -> Answer:
@@ -24,13 +34,16 @@ def show(args: argparse.Namespace) -> Answer:
     targets = [dict(row) for row in ws.ledger.rows(sql, args.id)]
     sql = 'SELECT attempt, name, verdict FROM gate WHERE job = ? ORDER BY attempt, name'
     gates = [dict(row) for row in ws.ledger.rows(sql, info.job)]
-    content, lines, _ = about(info)
+    content, lines, *_ = about(info)
     for x in decisions:
         lines.append(f'{utc(x["at"])}: {x["decision"]} by {x["who"]}, {x["reason"]}')
     if info.job is not None:
         lines.append(f'Job: {info.job}')
     lines += [f'  {x["attempt"]} {x["name"]}: {x["verdict"]}' for x in gates]
+    signed = signatures(ws, info.job)
+    lines += [in_words(entry) for entry in signed]
     more = {'decisions': decisions, 'targets': targets, 'gates': gates}
+    more['signed_for'] = signed
     return Answer(content | more, lines)
 
 
@@ -40,10 +53,25 @@ def evidence(args: argparse.Namespace) -> Answer:
 
 
 def verify(args: argparse.Namespace) -> Answer:
-    found = verify_bundle(args.folder)
+    found = verify_bundle(args.folder, args.public_key)
     lines = [f'job {found["job"]}: {found["verdict"]}, nothing was changed']
     lines += [f'  {name}: {verdict}' for name, verdict in found['gates'].items()]
+    lines += [in_words(entry) for entry in found['signed_for']]
+    lines.append(_SIGNATURES[found['signature']])
     return Answer(found, lines)
+
+
+def keygen(args: argparse.Namespace) -> Answer:
+    private = Path(args.file).resolve()
+    public = signing.make_pair(private)
+    return Answer(
+        {'private_key': str(private), 'public_key': str(public)},
+        [
+            f"Keep '{private}' where you keep secrets, and name it in "
+            f"'workspace.json' as \"signing_key\".",
+            f"Give '{public}' to whoever checks evidence, by another way than that.",
+        ],
+    )
 
 
 def doctor(args: argparse.Namespace) -> Answer:
@@ -88,5 +116,5 @@ def stats(args: argparse.Namespace) -> Answer:
 
 
 def site(args: argparse.Namespace) -> Answer:
-    page = write_site(open_workspace(args))
+    page = open_workspace(args).renew()
     return Answer({'page': str(page)}, [str(page)])

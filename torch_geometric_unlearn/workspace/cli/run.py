@@ -39,10 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f'{Path(place.filename).name}, line {place.lineno}'
         return _fail(f'{type(error).__name__}: {error} ({where})', ERROR)
-    if args.json:
-        print(json.dumps(answer.content, indent=2))
-    else:
-        print('\n'.join(answer.lines))
+    out = json.dumps(answer.content, indent=2) if args.json else '\n'.join(answer.lines)
+    print(out, file=sys.stderr if answer.is_aside else sys.stdout)
     return answer.code
 
 

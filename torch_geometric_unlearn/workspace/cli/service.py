@@ -15,9 +15,8 @@ from torch_geometric_unlearn.train.fit import fit
 from torch_geometric_unlearn.utils.seed import isolated_seed
 
 from ..settings import Settings
-from ..site import write_site
 from ..workspace import Workspace
-from .answer import DONE, REVIEW, Answer, numbers, standing
+from .answer import DONE, REVIEW, Answer, numbered, standing
 from .source import SOURCE, absolute, find_function, open_workspace, read_source
 
 
@@ -46,7 +45,6 @@ def init(args: argparse.Namespace) -> Answer:
     )
     names = {'data': absolute(args.data), 'model': absolute(args.model)}
     save_json(root / SOURCE, names)
-    write_site(ws)
     key = ws.settings.key
     return Answer(
         {'workspace': str(root.resolve()), 'key': key, **ws.status()},
@@ -62,9 +60,9 @@ def plan(args: argparse.Namespace) -> Answer:
     plan = open_workspace(args).plan()
     lines = [plan.reason]
     if plan.is_surge:
-        lines.append(f'to review: {numbers(plan.requests)}')
+        lines.append(f'to review: {numbered(plan.requests)}')
     elif plan.requests:
-        lines.append(f'requests: {numbers(plan.requests)}')
+        lines.append(f'requests: {numbered(plan.requests)}')
         lines.append(f'methods: {", then ".join(plan.methods)}')
     elif plan.decides:
         lines.append('a full training')
@@ -76,11 +74,10 @@ def work(args: argparse.Namespace) -> Answer:
     jobs = ws.work(now=args.now)
     lines = []
     for job in jobs:
-        lines.append(f'job {job.id}: {job.verdict}, requests {numbers(job.requests)}')
+        lines.append(f'job {job.id}: {job.verdict}, requests {numbered(job.requests)}')
         for attempt, gates in job.gates.items():
             found = ', '.join(f'{name} {verdict}' for name, verdict in gates.items())
             lines.append(f'  {attempt}: {found}')
-    write_site(ws)
     after = standing(ws)
     content = {'jobs': [asdict(job) for job in jobs], 'status': after.content}
     return Answer(content, lines + after.lines, after.code)
