@@ -12,6 +12,7 @@ FILES = [
     'decisions.json',
     'events.json',
     'gates.json',
+    'index.html',
     'limits.txt',
     'lineage.json',
     'manifest.json',

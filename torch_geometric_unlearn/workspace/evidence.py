@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from torch_geometric.data import HeteroData
@@ -17,6 +18,7 @@ from torch_geometric_unlearn.utils.versions import versions
 
 from . import signing
 from .attempts import promoted, signatures_in
+from .bundle_page import render_bundle
 
 if TYPE_CHECKING:
     from .workspace import Workspace
@@ -28,21 +30,21 @@ FILES = {
     'decisions.json',
     'events.json',
     'gates.json',
+    'index.html',
     'limits.txt',
     'lineage.json',
     'report.html',
     'report.json',
     'requests.json',
 }
-_LIMITS = """What this folder does not say
-=============================
-
-- Whether what was done suffices by law.
-- That whoever runs the workspace tells the truth: who has the files can make others.
-- Anything about copies outside of the workspace, such as databases and backups.
-- A verdict on one person: figures are those of all requests of the job together, and
-  where a gate is 'inconclusive' they were too few to tell.
-"""
+_LIMITS = (
+    'Whether what was done suffices by law.',
+    'That whoever runs the workspace tells the truth: who has the files can make '
+    'others.',
+    'Anything about copies outside of the workspace, such as databases and backups.',
+    'A verdict on one person: figures are those of all requests of the job together, '
+    "and where a gate is 'inconclusive' they were too few to tell.",
+)
 
 
 def write_job_report(
@@ -96,13 +98,13 @@ def bundle(ws: Workspace, job: str) -> Path:
     settings = {k: v for k, v in asdict(ws.settings).items() if k not in _PRIVATE}
     events = _segment(ws, job)
     key = signing.signer(ws)
-    files = {
-        'gates.json': json_bytes({
+    content: dict[str, Any] = {
+        'gates.json': {
             'verdict': row['verdict'],
             'promoted': str(promoted(ws, job)),
             'attempts': attempts,
-        }),
-        'lineage.json': json_bytes({
+        },
+        'lineage.json': {
             'job': job,
             'parent': row['parent'],
             'version': version['id'],
@@ -111,9 +113,9 @@ def bundle(ws: Workspace, job: str) -> Path:
             'methods': json.loads(row['methods']),
             'settings': settings,
             'versions': versions(),
-        }),
-        'requests.json': json_bytes({'requests': requests, 'targets': targets}),
-        'decisions.json': json_bytes({
+        },
+        'requests.json': {'requests': requests, 'targets': targets},
+        'decisions.json': {
             'reviews': [
                 dict(review)
                 for number in numbers
@@ -122,12 +124,14 @@ def bundle(ws: Workspace, job: str) -> Path:
                 )
             ],
             'signatures': signatures_in(events['events'], job),
-        }),
-        'events.json': json_bytes(events),
-        'limits.txt': _LIMITS.encode(),
+        },
+        'events.json': events,
     }
-    for name, content in files.items():
-        _write(folder / name, content)
+    page = render_bundle(content, _LIMITS, ws.clock(), key is not None)
+    files = {name: json_bytes(part) for name, part in content.items()}
+    files |= {'index.html': page.encode(), 'limits.txt': _limits_text().encode()}
+    for name, text in files.items():
+        _write(folder / name, text)
     names = [*files, 'report.html', 'report.json']
     digests = {
         name: sha256((folder / name).read_bytes()).hexdigest() for name in sorted(names)
@@ -139,6 +143,12 @@ def bundle(ws: Workspace, job: str) -> Path:
         _write(folder / SIGNATURE, json_bytes(signing.sign(key, json_bytes(manifest))))
     _write(folder / MANIFEST, json_bytes(manifest))
     return folder
+
+
+def _limits_text() -> str:
+    title = 'What this folder does not say'
+    parts = [fill(f'- {limit}', 88, subsequent_indent='  ') for limit in _LIMITS]
+    return '\n'.join([title, '=' * len(title), '', *parts, ''])
 
 
 def _segment(ws: Workspace, job: str) -> dict[str, Any]:

@@ -5,19 +5,16 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from markupsafe import Markup
-
-from torch_geometric_unlearn.report.html import Cell, environment, grid
+from torch_geometric_unlearn.report.html import Cell, grid
 from torch_geometric_unlearn.utils.files import atomic_save, make_folder
 
 from .attempts import kept, signatures
-from .book import DAY
-from .gates import FAIL, INCONCLUSIVE, LIMITS, PASS, SIGNED
+from .gates import FAIL, INCONCLUSIVE, PASS, SIGNED
 from .kinds import STATES
+from .page import SIGNS, gates_table, render_page, span, utc
 
 if TYPE_CHECKING:
     from .workspace import Workspace
@@ -34,29 +31,10 @@ MEANINGS = {
     'cancelled': 'ended by a person before any work',
 }
 VERDICTS = (PASS, FAIL, INCONCLUSIVE, SIGNED, 'nothing')
-_SIGNS = {
-    PASS: '✓',
-    FAIL: '✗',
-    INCONCLUSIVE: '?',
-    SIGNED: '✎',
-    'nothing': '–',
-    None: '…',
-}
 PAGE, METRICS = 'site/index.html', 'metrics.prom'
 #: States from which a request still has to be unlearned.
 _OPEN = "('queued', 'review', 'held', 'working')"
-_MOST, _WIDTH = 20, 160
-
-
-def utc(seconds: float) -> str:
-    r"""Returns a time in words, to the minute."""
-    return datetime.fromtimestamp(seconds, timezone.utc).strftime('%Y-%m-%d %H:%M UTC')
-
-
-def span(seconds: float) -> str:
-    r"""Returns how long something takes, in days or hours."""
-    days = abs(seconds) / DAY
-    return f'{days:.1f} days' if days >= 1 else f'{24 * days:.1f} hours'
+_MOST = 20
 
 
 def write_site(ws: Workspace) -> Path:
@@ -207,10 +185,8 @@ def _label(name: str, value: str) -> str:
 
 def render(content: dict[str, Any]) -> str:
     r"""Returns the page."""
-    template = environment('torch_geometric_unlearn.workspace').get_template(
-        'site.html'
-    )
-    return template.render(
+    return render_page(
+        'site.html',
         name=content['name'],
         now=utc(content['now']),
         head=content['head'],
@@ -224,12 +200,12 @@ def render(content: dict[str, Any]) -> str:
         jobs=[
             {
                 'id': job['id'],
-                'title': f'{_SIGNS[job["verdict"]]} {job["verdict"] or job["state"]}',
+                'title': f'{SIGNS[job["verdict"]]} {job["verdict"] or job["state"]}',
                 'when': utc(job['finished_at'] or job['created_at']),
                 'num_requests': len(job['requests']),
                 'has_report': job['has_report'],
                 'signatures': job['signatures'],
-                'table': _gates(job),
+                'table': gates_table(job['gates']),
             }
             for job in content['jobs']
         ],
@@ -241,7 +217,8 @@ def _headline(content: dict[str, Any]) -> tuple[str, str]:
     status = content['status']
     review = status['requests'].get('review', 0)
     if status['overdue']:
-        return 'outside', f'✗ Overdue: {status["overdue"]}'
+        more = f'; a person has to decide: {review}' if review else ''
+        return 'outside', f'✗ Overdue: {status["overdue"]}{more}'
     if review:
         return 'unclear', f'? A person has to decide: {review}'
     if status['next_deadline'] is None:
@@ -267,7 +244,8 @@ def _deadlines(content: dict[str, Any]) -> Any:
             words = Cell(f'overdue by {span(rest)}', 'failed')
         name = Cell(f'{info.id}', small=info.client_id)
         why = Cell(info.state, small=info.outcome or '')
-        rows.append([name, words, utc(info.due_at), info.kind, why, info.num_targets])
+        when = Cell(utc(info.due_at), 'when')
+        rows.append([name, words, when, info.kind, why, info.num_targets])
     head: list[Any] = [('Request', 'your name for it'), 'Due', 'Date', 'Kind', 'State']
     return grid([*head, 'Subjects'], rows)
 
@@ -279,7 +257,7 @@ def _served(content: dict[str, Any]) -> Any:
             row['state'],
             row['watermark'],
             'full training' if row['is_full'] else 'unlearned',
-            utc(row['at']),
+            Cell(utc(row['at']), 'when'),
             Cell(row['who'], small=row['why']),
         ]
         for row in content['served']
@@ -293,61 +271,3 @@ def _served(content: dict[str, Any]) -> Any:
         'By whom',
     ]
     return grid(head, rows, 'Newest first; the first one is served', 0)
-
-
-def _gates(job: dict[str, Any]) -> Any:
-    rows = []
-    for gate in job['gates']:
-        kind = 'failed' if gate['verdict'] == FAIL else ''
-        verdict = Cell(f'{_SIGNS[gate["verdict"]]} {gate["verdict"]}', kind)
-        rows.append([gate['name'], gate['attempt'], verdict, *_interval(gate)])
-    return grid(['Gate', 'Method', 'Verdict', 'Interval', 'Figures'], rows)
-
-
-def _interval(gate: dict[str, Any]) -> tuple[Any, Any]:
-    r"""Returns a small plot of the interval over what is allowed, and its figures."""
-    figures = gate['figures']
-    if not figures:
-        return Cell('–', 'soft'), '; '.join(gate['faults']) or 'nothing found'
-    low, high = figures.get('low'), figures.get('high')
-    if low is None or high is None:
-        return Cell('–', 'soft'), 'too few to tell'
-    middle = 0.5 if gate['name'] == 'membership' else 0.0
-    limit = LIMITS['service' if gate['name'] == 'utility' else gate['name']]
-    top = math.inf if gate['name'] == 'utility' else middle + limit
-    words, small = f'{_points(low)} to {_points(high)}', ''
-    allowed = f'{_points(middle - limit)} to {_points(top)}'
-    if math.isinf(top):
-        allowed = f'{_points(middle - limit)} or more'
-    if figures.get('to_full') is not None:
-        small = f'; to the last full training {_points(figures["to_full"])}, allowed: '
-        small += f'{_points(-LIMITS["full"])} or more'
-
-    def place(value: float) -> float:
-        share = (value - middle) / (8 * limit) + 0.5
-        return round(_WIDTH * min(max(share, 0.0), 1.0), 1)
-
-    left, right = place(middle - limit), place(top)
-    ends = place(low), place(high)
-    plot = Markup(
-        '<svg class="interval" viewBox="0 0 {0} 14" role="img" aria-label="{1}; '
-        'allowed {2}"><rect class="band" x="{3}" y="0" width="{4}" height="14"/>'
-        '<line class="axis" x1="{5}" x2="{5}" y1="0" y2="14"/>'
-        '<rect class="bar s0" x="{6}" y="4" width="{7}" height="6"/></svg>'
-    ).format(
-        _WIDTH,
-        words,
-        allowed,
-        left,
-        round(right - left, 1),
-        place(middle),
-        ends[0],
-        round(max(ends[1] - ends[0], 2.0), 1),
-    )
-    if figures.get('exact'):
-        return Cell(plot), Cell(words, small='trained from scratch: any is allowed')
-    return Cell(plot), Cell(words, small=f'allowed: {allowed}{small}')
-
-
-def _points(value: float) -> str:
-    return f'{100 * value:.1f} %'

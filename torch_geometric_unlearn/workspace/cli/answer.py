@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from ..book import RequestInfo
-from ..site import span, utc
+from ..page import span, utc
 from ..workspace import Workspace
 
 DONE, ERROR, USAGE, REVIEW, OVERDUE, BUSY = 0, 1, 2, 3, 4, 75

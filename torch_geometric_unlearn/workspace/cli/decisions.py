@@ -6,7 +6,7 @@ import argparse
 import json
 from dataclasses import asdict
 
-from ..site import utc
+from ..page import utc
 from ..workspace import Workspace
 from .answer import DONE, REVIEW, Answer, UsageError, about, numbered
 from .ids import find_targets, read_ids

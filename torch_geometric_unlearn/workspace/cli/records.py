@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import signing
 from ..attempts import signatures
-from ..site import utc
+from ..page import utc
 from ..verification import verify as verify_bundle
 from .answer import Answer, about, in_words, standing
 from .source import open_workspace
