@@ -1,4 +1,7 @@
 import json
+import os
+import shutil
+from contextlib import suppress
 
 import pytest
 
@@ -13,6 +16,10 @@ from torch_geometric_unlearn.workspace import (
 from torch_geometric_unlearn.workspace.gates import Gate
 
 ALTHOUGH = ['utility']
+
+
+class Killed(BaseException):
+    r"""Ends everything."""
 
 
 class Leaving(EdgeDrop):
@@ -224,6 +231,47 @@ def test_a_changed_file_is_not_served(failed):
     with pytest.raises(ValueError, match='is not what it was'):
         ws.sign(job.id, 0, although=ALTHOUGH, who='dpo', why='it is fine')
     assert ws.status()['requests'] == {'review': 2}
+
+
+def test_a_signature_survives_every_crash(failed, shop, clock, tmp_path, monkeypatch):
+    ws, job = failed
+    ws.ledger.close()
+    call = {'although': ALTHOUGH, 'who': 'dpo', 'why': 'a small shop'}
+    ends = []
+    for last in range(1, 60, 3):
+        root = tmp_path / str(last) / 'shop'
+        shutil.copytree(ws.root, root)
+        own, left, original = Workspace(root, shop.build, clock), [last], os.replace
+
+        def replace(source, target, left=left, original=original):
+            left[0] -= 1
+            if left[0] <= 0:
+                raise Killed
+            return original(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, 'replace', replace)
+            with suppress(Killed):
+                own.sign(job.id, 0, **call)
+        own.ledger.close()
+        own = Workspace(root, shop.build, clock)
+        assert shop.user(3) not in own.load()[1]['user'].raw_id
+        own.doctor()
+        shop.check(own)
+        if own.attempts():
+            own.sign(job.id, 0, **call)
+        assert own.doctor() == []
+        assert len(own.ledger.rows("SELECT 1 FROM event WHERE kind = 'signed'")) == 1
+        assert decisions(own) == [(n, 'dpo', 'signed', 'a small shop') for n in (1, 2)]
+        assert verify(own.evidence(job.id))['verdict'] == 'signed'
+        shop.check(own)
+        ends.append(own.status()['version'])
+        own.ledger.close()
+        if left[0] > 0:
+            break
+    assert left[0] > 0
+    assert len(ends) > 2
+    assert len(set(ends)) == 1
 
 
 # What could not be told ---------------------------------------------------------------

@@ -82,6 +82,20 @@ def test_later_schema_is_refused(ledger):
     assert ledger.path.read_bytes() == content
 
 
+def test_an_earlier_schema_is_brought_up(ledger):
+    tables = 'SELECT name FROM sqlite_master ORDER BY 1'
+    new = [row['name'] for row in ledger.rows(tables)]
+    ledger.close()
+    with sqlite3.connect(ledger.path) as db:
+        db.execute('DROP TABLE attempt')
+        db.execute('PRAGMA user_version=1')
+    db.close()
+    again = Ledger(ledger.path)
+    assert [row['name'] for row in again.rows(tables)] == new
+    assert again.check_chain() == 5
+    again.close()
+
+
 def test_other_files_are_refused(tmp_path):
     text, other = tmp_path / 'text', tmp_path / 'other'
     text.write_text('no database at all, but long enough to be read as one' * 9)

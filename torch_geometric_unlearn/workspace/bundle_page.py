@@ -8,7 +8,7 @@ from typing import Any
 
 from torch_geometric_unlearn.report.html import Cell, grid
 
-from .gates import INCONCLUSIVE, PASS, SIGNED
+from .gates import INCONCLUSIVE, NAMES, PASS, SIGNED
 from .page import SIGNS, gates_table, render_page, utc
 
 _WORDS = {
@@ -27,7 +27,8 @@ _WORDS = {
     SIGNED: (
         'unclear',
         'A person has signed for the model',
-        'It did not pass all gates. None that nobody can overrule has failed.',
+        'It did not pass all gates. Those on data and files, which nobody can '
+        'overrule, are passed.',
     ),
 }
 
@@ -72,7 +73,7 @@ def render_bundle(
                 ('Model', 'version'),
                 ('Data', 'data'),
                 ('Model before', 'parent'),
-                ('Free of so many requests', 'watermark'),
+                ('Requests it is free of', 'watermark'),
             )
         ]
         + [('Seed', str(lineage['settings']['seed']))],
@@ -104,6 +105,7 @@ def _attempts(gates: dict[str, Any], methods: list[str]) -> list[tuple[str, Any]
     for number, entries in gates['attempts'].items():
         method = methods[int(number)]
         served = ', which is served' if number == gates['promoted'] else ''
+        entries = sorted(entries, key=lambda entry: NAMES.index(entry['name']))
         table = gates_table([entry | {'attempt': method} for entry in entries])
         out.append((f'Attempt {number}: {method}{served}', table))
     return out
