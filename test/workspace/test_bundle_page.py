@@ -21,7 +21,7 @@ def page(cheap, quick, ask, shop, clock):
         text = (folder / 'index.html').read_text('utf-8')
         assert not shop.places(folder, shop.user(3))
         assert '<script' not in text
-        assert '49' not in re.sub(r'[0-9a-f]{12,}', '', text)
+        assert '7 * 7' in text
         assert not re.search(r'(https?:)?//[a-z]|url\(|@import| on\w+=', text)
         for link in re.findall(r'href="([^"]*)"', text):
             assert (folder / link).is_file()

@@ -83,7 +83,7 @@ def heal(ws: Workspace) -> list[str]:
             path.unlink()
             done.append(f'removed jobs/{path.name}')
     done += _remove_drafts(ws)
-    ws.renew()
+    ws.versions.write_serving()
     rows = ledger.rows(
         'SELECT id FROM job WHERE version IS NOT NULL AND pairs IS NULL AND '
         'bundled_at IS NULL ORDER BY finished_at'

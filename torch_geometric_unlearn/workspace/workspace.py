@@ -299,8 +299,8 @@ class Workspace:
             ValueError: If there is no such attempt any more, it failed a hard gate,
                 or other gates are named.
         """
+        self.doctor()  # What can't be signed for any more goes.
         with self._locked():
-            upkeep.heal(self)
             signed = approval.sign(self, job, number, although, who, why)
             upkeep.heal(self)
         return signed
@@ -393,6 +393,7 @@ class Workspace:
         with self._locked():
             upkeep.heal(self)
             upkeep.finalise(self)
+            self.renew()  # Whatever becomes of the batch.
             batch = schedule.plan(self, now)
             if batch.is_surge:
                 for number in batch.requests:
