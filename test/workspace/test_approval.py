@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import pytest
 
-from torch_geometric_unlearn.unlearn import EdgeDrop, RowReset
+from torch_geometric_unlearn.unlearn import RowReset
 from torch_geometric_unlearn.workspace import (
     Workspace,
     approval,
@@ -22,17 +22,6 @@ class Killed(BaseException):
     r"""Ends everything."""
 
 
-class Leaving(EdgeDrop):
-    r"""Leaves all pairs in the data, and the ids: a hard gate fails."""
-
-    def __call__(self, model, data):
-        result = super().__call__(model, data)
-        result.data['user', 'interacts', 'item'].edge_index = data[
-            'user', 'interacts', 'item'].edge_index  # fmt: skip
-        result.data['user'].raw_id = data['user'].raw_id
-        return result
-
-
 @pytest.fixture(autouse=True)
 def _planted(monkeypatch, quick):
     r"""A cheap method that fails the gate on utility, and a retraining that fails a
@@ -46,8 +35,18 @@ def _planted(monkeypatch, quick):
     monkeypatch.setattr(gates, 'utility', soft('utility', low=-0.3, high=-0.2))
     monkeypatch.setattr(gates, 'forget', soft('forget'))
     monkeypatch.setattr(gates, 'attack', soft('membership', low=0.5, high=0.5))
-    methods = {'PartialRetrain': lambda: RowReset(seed=1), 'Retrain': Leaving}
-    monkeypatch.setattr(worker, 'make_unlearner', lambda ws, name, _: methods[name]())
+    made, check = [], gates.check_data
+
+    def make(ws, name, job):
+        made.append(name)
+        return RowReset(seed=1)
+
+    def check_data(*args):
+        faults = check(*args).faults + ['planted'] * (made[-1] == 'Retrain')
+        return Gate('data', faults=faults)
+
+    monkeypatch.setattr(worker, 'make_unlearner', make)
+    monkeypatch.setattr(gates, 'check_data', check_data)
 
 
 @pytest.fixture

@@ -60,7 +60,8 @@ def render_bundle(
         words = 'Each of them was passed by the figures of this job alone.'
     return render_page(
         'bundle.html',
-        job=job,
+        title=f'Evidence of deletion job {job}',
+        ledger='',
         now=utc(now),
         when=utc(promoted),
         headline=(kind, f'{SIGNS[verdict]} {title}', words),

@@ -187,9 +187,9 @@ def render(content: dict[str, Any]) -> str:
     r"""Returns the page."""
     return render_page(
         'site.html',
-        name=content['name'],
+        title=f'Deletion requests: {content["name"]}',
         now=utc(content['now']),
-        head=content['head'],
+        ledger=content['head'],
         status=content['status'],
         headline=_headline(content),
         states=_states(content),
