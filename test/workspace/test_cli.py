@@ -1,6 +1,7 @@
 import io
 import json
 import runpy
+import sqlite3
 import sys
 from pathlib import Path
 
@@ -418,6 +419,43 @@ def test_busy(shop):
         code, out, err = shop('work')
     assert (code, out) == (75, '')
     assert 'Another worker' in err
+
+
+def test_a_locked_ledger_is_busy(shop, monkeypatch):
+    for error, status, message in (
+        (sqlite3.OperationalError('database is locked'), 75, 'database is locked'),
+        (sqlite3.OperationalError('disk I/O error'), 1, 'disk I/O error'),
+        (KeyboardInterrupt(), 1, 'safe to call the command again'),
+    ):
+
+        def fail(self, error=error):
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Workspace, 'status', fail)
+            code, out, err = shop('status')
+        assert (code, out) == (status, '')
+        assert message in err
+
+
+def test_what_work_would_do(shop):
+    page = shop('site')[1].strip()
+    assert Path(page).is_file()
+    late = submit('T-1', '--user', '-', '--received', '2020-01-01')
+    assert shop(*late, stdin='user003@shop.org')[0] == 0
+    assert shop('plan')[1].splitlines() == [
+        'a deadline is near',
+        'requests: 1',
+        'methods: PartialRetrain, then Retrain',
+    ]
+    settings = Path('ws/workspace.json')
+    content = json.loads(settings.read_text()) | {'surge_share': 0.0}
+    settings.write_text(json.dumps(content))
+    assert shop(*submit('T-2', '--user', '-'), stdin='user004@shop.org')[0] == 0
+    code, out, _ = shop('plan')
+    assert code == 3
+    assert out.startswith('surge: ')
+    assert out.endswith('to review: 2\n')
 
 
 def test_errors_are_one_line(run):

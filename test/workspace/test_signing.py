@@ -78,6 +78,18 @@ def test_a_signed_bundle(signed, keys):
 
 
 @withPackage('cryptography')
+def test_a_relative_key_is_of_the_workspace(cheap, keys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path / 'secrets')
+    for path in ('key', '../secrets/key'):
+        cheap.settings = replace(cheap.settings, signing_key=path)
+        if path == 'key':
+            with pytest.raises(ValueError, match="'signing_key' must lie outside"):
+                signing.signer(cheap)
+        else:
+            assert signing.signer(cheap) is not None
+
+
+@withPackage('cryptography')
 def test_any_changed_byte_of_a_signed_bundle_is_found(signed, keys):
     rng = random.Random(0)
     for path in sorted(signed.iterdir()):

@@ -54,7 +54,8 @@ class Settings:
             gate) and :obj:`'rollback'` (that and refresh). Without any entry everyone
             may do all; else nobody has a role that is left out.
         signing_key (str): The file with the private key that signs evidence, outside
-            of the folder; evidence is not signed if empty.
+            of the folder, which a relative path starts from; evidence is not signed
+            if empty.
     """
 
     key: str

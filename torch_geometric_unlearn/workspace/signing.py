@@ -76,7 +76,7 @@ def signer(ws: Workspace) -> Any:
     """
     if not ws.settings.signing_key:
         return None
-    path = Path(ws.settings.signing_key)
+    path = ws.root / ws.settings.signing_key  # Not of where it is called.
     if ws.root.resolve() in path.resolve().parents:
         raise ValueError(
             f"'signing_key' must lie outside of the folder (got '{path}'), or whoever "
