@@ -215,11 +215,19 @@ class Shop:
     def check(cls, ws):
         r"""What must hold of any workspace at rest."""
         ws.ledger.check_chain()
-        rows = ws.ledger.rows("SELECT id, data FROM version WHERE state != 'purged'")
+        rows = ws.ledger.rows(
+            "SELECT id, data FROM version WHERE state != 'purged' UNION "
+            "SELECT version, data FROM attempt WHERE state = 'kept'"
+        )
         for folder, key in (('models', 'id'), ('data', 'data')):
             expected = {f"{row[key]}.safetensors" for row in rows}
             if folder == 'data':  # What a way back starts from that waits.
-                sql = "SELECT data FROM job WHERE state = 'waiting' AND data NOT NULL"
+                sql = (
+                    "SELECT j.data FROM job j JOIN version v ON v.id = j.parent WHERE "
+                    "j.data NOT NULL AND v.state != 'purged' AND (j.state = 'waiting' "
+                    "OR j.replays AND j.id IN (SELECT job FROM attempt WHERE "
+                    "state = 'kept'))"
+                )
                 waiting = ws.ledger.rows(sql)
                 expected |= {f"{row['data']}.safetensors" for row in waiting}
             assert {p.name for p in (ws.root / folder).iterdir()} == expected

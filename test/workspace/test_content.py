@@ -198,3 +198,31 @@ def test_what_may_be_asked(market, ask, shop, clock):
     again = ask(market, 'takedown', items=[shop.item(5)], drop_features=True)
     market.work(now=True)
     assert market.book.info(again.id).outcome == 'already_erased'
+
+
+def test_a_signature_serves_what_was_measured(
+    market, ask, data, shop, clock, monkeypatch
+):
+    bad = gates.Gate('utility', {'low': -12.0, 'high': -10.0, 'to_full': 0.0})
+    monkeypatch.setattr(gates, 'utility', lambda *_: bad)
+    monkeypatch.setattr(worker, 'make_unlearner', lambda *_: EdgeDrop())
+    ask(market, 'takedown', items=[shop.item(5)], drop_features=True)
+    [job] = market.work(now=True)
+    assert job.verdict == 'fail'
+    attempt = market.attempts()[0]
+    files = [market.versions.store.model_path(attempt.version)]
+    assert shop.places(attempt.report.parent, shop.item(5)) == []
+    assert not set(shop.places(files[0].parent, *rows(data, 5))) & {files[0].name}
+    market.sign(job.id, 0, although=attempt.unpassed, who='dpo', why='a small shop')
+    assert market.status()['version'] == attempt.version
+    service = market.versions.service
+    assert not has_features(market.versions.get_data(service['data']), 5)
+    model = market.versions.get_model(service['id'])
+    assert not model.features['image'].weight[5].any()
+    assert not has_features(market.load()[1], 5)
+    assert verify(market.evidence(job.id))['verdict'] == 'signed'
+    clock.wait(8)
+    market.work()
+    assert market.book.info(1).state == 'completed'
+    assert shop.places(market.root, *rows(data, 5)) == []
+    shop.check(market)

@@ -375,7 +375,7 @@ def test_dead_retraining_goes_on(cheap, quick, ask, shop, clock, tmp_path, monke
     ask(cheap, 'cleanup', users=[shop.user(3)])
     cheap.ledger.close()
     versions, resumed = [], 0
-    for last in (None, *range(2, 60, 4)):
+    for last in (None, *range(2, 100, 4)):
         root = tmp_path / str(last) / 'shop'
         shutil.copytree(cheap.root, root)
         ws = Workspace(root, shop.build, clock)

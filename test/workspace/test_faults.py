@@ -163,9 +163,51 @@ def test_a_damaged_ledger(cheap, ask, shop):
     assert len(ws.work(now=True)[0].requests) == 40
 
 
+def test_an_older_copy_of_the_ledger(cheap, ask, shop, data):
+    ask(cheap, users=[shop.user(3)])
+    path, kept = cheap.root / 'ledger.db', cheap.root / 'serving.json'
+    older = path.read_bytes()
+    ask(cheap, users=[shop.user(4)])
+    newer, serving = path.read_bytes(), kept.read_bytes()
+    cheap.ledger.close()
+    path.write_bytes(older)
+    ws = Workspace(cheap.root, shop.build, cheap.clock)
+    named = {'kind': 'erasure', 'users': [shop.user(5)], 'client_id': 'T-5',
+             'verified_by': 'crm'}  # fmt: skip
+    for call in (
+        lambda: ws.submit(**named),
+        lambda: ws.submit_all([named]),
+        lambda: ws.hold(1, 'eve', 'a test'),
+        lambda: ws.cancel(1, 'eve', 'a test'),
+        lambda: ws.accept_clock('eve', 'a test'),
+        lambda: ws.work(now=True),
+        lambda: ws.refresh(data, 'eve', 'a test'),
+        lambda: ws.rollback('eve', 'a test'),
+        ws.finalise,
+        ws.renew,
+        ws.doctor,
+    ):
+        with pytest.raises(ValueError, match=r'missing\. If the ledger is an older copy'):
+            call()
+        assert path.read_bytes() == older
+        assert kept.read_bytes() == serving
+    ws.ledger.close()
+    path.write_bytes(newer)
+    ws = Workspace(cheap.root, shop.build, cheap.clock)
+    assert ws.doctor() == []
+    assert ws.work(now=True)[0].requests == [1, 2]
+    # The other way round nothing is missing.
+    newest, serving = path.read_bytes(), kept.read_bytes()
+    kept.write_text('{}')
+    ask(ws, users=[shop.user(5)])
+    assert path.read_bytes() != newest
+    assert kept.read_bytes() != serving
+    shop.check(ws)
+
+
 def test_a_ledger_of_the_first_version(cheap, ask, shop, tmp_path):
     def columns(ledger):
-        tables = ('request', 'job', 'fact', 'version', 'target')
+        tables = ('request', 'job', 'fact', 'version', 'target', 'attempt')
         return {t: sorted(tuple(row)[1:5] for row in ledger.rows(
             f'PRAGMA table_info({t})')) for t in tables}  # fmt: skip
 
@@ -180,6 +222,7 @@ def test_a_ledger_of_the_first_version(cheap, ask, shop, tmp_path):
         for column in ('replays', 'data', 'losses'):
             db.execute(f'ALTER TABLE job DROP COLUMN {column}')
         db.execute('DROP TABLE fact')
+        db.execute('DROP TABLE attempt')
         db.execute('PRAGMA user_version=1')
     db.close()
     ws = Workspace(cheap.root, shop.build, cheap.clock)

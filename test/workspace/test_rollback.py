@@ -218,6 +218,35 @@ def test_new_data_end_a_rollback(cheap, ask, data, shop):
     assert cheap.status()['version'] == version
 
 
+@pytest.mark.parametrize('returns', [False, True])
+def test_new_data_settle_what_could_not_be_told(
+    cheap, ask, data, shop, clock, returns
+):
+    for i in (3, 4):
+        ask(cheap, users=[shop.user(i)])
+        cheap.work(now=True)
+    before = cheap.status()['version']
+    rows = cheap.ledger.rows('SELECT id, verdict FROM job')
+    assert [row['verdict'] for row in rows] == ['inconclusive'] * 2
+    version = cheap.refresh(new_data(cheap, data), 'eve', 'a new month')
+    assert events(cheap, 'decided')[-1]['version'] == version
+    assert cheap.attempts() == []
+    for row in rows:
+        assert verify(cheap.evidence(row['id']))['verdict'] == 'pass'
+    if returns:  # Nothing is settled any more, not even what came before the last job.
+        assert cheap.rollback('eve', 'it is worse') == before
+        for row in rows:
+            assert verify(cheap.evidence(row['id']))['verdict'] == 'inconclusive'
+        clock.wait(28)
+        assert cheap.plan().decides
+    else:
+        clock.wait(8)
+        assert cheap.work() == []
+        assert cheap.status()['requests'] == {'completed': 2}
+        assert cheap.status()['version'] == version  # Without another training.
+    shop.check(cheap)
+
+
 # Without old weights ------------------------------------------------------------------
 
 

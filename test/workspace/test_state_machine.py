@@ -46,7 +46,7 @@ class Shop(RuleBasedStateMachine):
     r"""What was asked, by whom, and what may be served."""
 
     make = clock = open = shop = data = None
-    failing, current = (), ''
+    failing, current, is_worse = (), '', False
 
     @initialize()
     def start(self):
@@ -186,6 +186,30 @@ class Shop(RuleBasedStateMachine):
         self.ws.refresh(data, 'kim', 'a new month')
 
     @rule()
+    def fail_softly(self):
+        type(self).is_worse = True
+        jobs = self.ws.work(now=True)
+        type(self).is_worse = False
+        for job in jobs:
+            assert (job.verdict == 'nothing') == (not job.gates)
+            kept = [x for x in self.ws.attempts() if x.job == job.id]
+            assert len(kept) == len(job.gates)
+            assert not any(x.is_served for x in kept)
+
+    @rule(k=numbers)
+    def sign(self, k):
+        attempts = self.ws.attempts()
+        if attempts:
+            x = attempts[k % len(attempts)]
+            who = {'who': 'kim', 'why': 'as it is'}
+            self.ws.sign(x.job, x.number, although=x.unpassed, **who)
+            status = self.ws.status()
+            assert x.is_served or status['version'] == x.version
+            assert not any(y.job == x.job for y in self.ws.attempts())
+            states = {self.ws.book.info(number).state for number in x.requests}
+            assert states <= {'probation', 'completed'}
+
+    @rule()
     def doctor(self):
         self.ws.doctor()
         assert self.ws.doctor() == []
@@ -286,9 +310,13 @@ def test_any_order(make, clock, shop, data, quick, monkeypatch):
         figures = {'low': 0.0, 'high': 0.0, 'to_full': 0.0, 'num_pairs': 99.0}
         return lambda *_: gates.Gate(name, figures)
 
+    def utility(*_):
+        figures = {'low': -0.3, 'high': -0.2} if Bound.is_worse else {}
+        return gates.Gate('utility', good('utility')().figures | figures)
+
     real = gates.check_data
     monkeypatch.setattr(gates, 'check_data', check)
-    monkeypatch.setattr(gates, 'utility', good('utility'))
+    monkeypatch.setattr(gates, 'utility', utility)
     monkeypatch.setattr(gates, 'forget', good('forget'))
     monkeypatch.setattr(gates, 'attack', lambda *_: gates.Gate(
         'membership', {'low': 0.5, 'high': 0.5, 'num_pairs': 49.0}))  # fmt: skip

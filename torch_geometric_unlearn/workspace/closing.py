@@ -2,7 +2,8 @@ r"""How a job ends for its requests."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from torch_geometric.data import HeteroData
 
@@ -68,9 +69,15 @@ def _pairs_by_target(
     return out
 
 
-def give_up(ws: Workspace, job: str, numbers: list[int], reason: str) -> None:
+def give_up(
+    ws: Workspace,
+    job: str,
+    numbers: list[int],
+    reason: str,
+    gates: Mapping[str, Any] | None = None,
+) -> None:
     r"""Ends a job that promoted nothing, and lets a person look at its requests; inside
-    a transaction.
+    a transaction. The verdicts of its gates stay in the chain, whatever comes later.
     """
     ws.ledger.write(
         "UPDATE job SET state = 'failed', finished_at = ?, verdict = 'fail' "
@@ -87,5 +94,10 @@ def give_up(ws: Workspace, job: str, numbers: list[int], reason: str) -> None:
             number,
         )
     ws.ledger.event(
-        ws.clock(), 'review', job=job, reason=reason, given_up=list(numbers)
+        ws.clock(),
+        'review',
+        job=job,
+        reason=reason,
+        given_up=list(numbers),
+        gates=dict(gates or {}),
     )

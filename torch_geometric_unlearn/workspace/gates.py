@@ -27,6 +27,8 @@ from torch_geometric_unlearn.utils.topk import topk_items
 from .content import feature_rows
 
 PASS, FAIL, INCONCLUSIVE = 'pass', 'fail', 'inconclusive'
+#: The verdict on a version that a person has signed for.
+SIGNED = 'signed'
 HARD = ('data', 'integrity')
 NAMES = (*HARD, 'utility', 'forget', 'membership')
 #: With fewer pairs than these an attack says nothing.

@@ -12,6 +12,12 @@ from typing import Any
 
 #: Rises with the tables; a file of a later version is refused.
 SCHEMA_VERSION = 2
+_ATTEMPT = """
+CREATE TABLE attempt (
+    job TEXT NOT NULL REFERENCES job, number INTEGER NOT NULL, method TEXT NOT NULL,
+    version TEXT NOT NULL, data TEXT NOT NULL, parent TEXT NOT NULL,
+    parent_data TEXT NOT NULL, state TEXT NOT NULL, PRIMARY KEY (job, number));
+"""
 #: The steps from one version to the next, by the version that they start from.
 MIGRATIONS: dict[int, str] = {
     1: """
@@ -24,6 +30,7 @@ ALTER TABLE job ADD COLUMN data TEXT;
 ALTER TABLE job ADD COLUMN losses TEXT;
 CREATE TABLE fact (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
+    + _ATTEMPT
 }
 #: Seconds by which a clock may be set back without a word [ours].
 TOLERANCE = 3_600.0
@@ -71,7 +78,7 @@ CREATE TRIGGER event_is_final BEFORE UPDATE ON event
 BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
 CREATE TRIGGER event_stays BEFORE DELETE ON event
 BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
-"""
+""" + _ATTEMPT
 
 
 class Ledger:
@@ -231,20 +238,31 @@ class Ledger:
         r"""Returns the number of events.
 
         Args:
-            head (str, optional): An earlier :attr:`head`, which must be among them.
-                (default: :obj:`None`)
+            head (str, optional): As for :meth:`check_head`. (default: :obj:`None`)
 
         Raises:
             ValueError: If one was changed or taken out; says which.
         """
         events = [dict(row) for row in self.rows('SELECT * FROM event ORDER BY id')]
         check_chain(events)
-        if head not in (None, _START, *(row['hash'] for row in events)):
+        self.check_head(head)
+        return len(events)
+
+    def check_head(self, head: str | None) -> None:
+        r"""Raises if an event is missing that there was.
+
+        Args:
+            head (str, optional): An earlier :attr:`head`, if one is known.
+
+        Raises:
+            ValueError: If it is none of an event.
+        """
+        sql = 'SELECT 1 FROM event WHERE hash = ? ORDER BY id DESC LIMIT 1'
+        if head not in (None, _START) and self.row(sql, head) is None:
             raise ValueError(
                 'The last events of the chain are missing. If the ledger is an older '
                 'copy, requests that came in since are lost: bring the newer one back.'
             )
-        return len(events)
 
     def close(self) -> None:
         r"""Closes the file."""

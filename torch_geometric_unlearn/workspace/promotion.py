@@ -62,10 +62,15 @@ class Candidate:
 
 
 def promote(
-    ws: Workspace, task: Task, found: Candidate, then: Callable[[], None]
+    ws: Workspace,
+    task: Task,
+    found: Candidate,
+    then: Callable[[], None],
+    by: tuple[str, str] | None = None,
 ) -> str:
     r"""Puts what a job has made into service, and calls :obj:`then` in the same
-    transaction. Returns the verdict.
+    transaction, before all else; :obj:`by` says who has decided that and why, if a
+    person has. Returns the verdict.
     """
     ledger, now, is_full = ws.ledger, ws.clock(), found.full is not None
     if found.full is not None:
@@ -73,6 +78,7 @@ def promote(
     pairs, verdict = erased_pairs(task.marked), found.verdict
     names = found.version, found.data
     with ledger.transaction():
+        then()
         ws.versions.add_version(names, task.watermark, task.job, is_full, task.origin)
         ledger.write(
             "UPDATE job SET state = 'done', finished_at = ?, verdict = ?, pairs = ?, "
@@ -84,8 +90,8 @@ def promote(
             found.version,
             task.job,
         )
-        then()
-        ws.versions.point_to(found.version, 'worker', f'job {task.job}')
+        by = by or ('worker', f'job {task.job}')
+        ws.versions.point_to(found.version, *by)
         ledger.event(
             now, 'promoted', job=task.job, version=found.version, verdict=verdict
         )

@@ -8,6 +8,7 @@ to them exists for as long; after that there is a training from scratch.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from . import gates, upkeep
@@ -18,7 +19,7 @@ from .kinds import KINDS
 from .marking import remark
 from .promotion import Task, promote, settle
 from .schedule import pending
-from .worker import DIED, MAX_ATTEMPTS, Job, job_id, try_methods
+from .worker import DIED, MAX_ATTEMPTS, Job, fail, job_id, try_methods
 
 if TYPE_CHECKING:
     from .workspace import Workspace
@@ -47,38 +48,51 @@ def replay(ws: Workspace) -> Job:
             return Job(job, gates.FAIL, requests=numbers)
         sql = 'UPDATE job SET attempts = attempts + 1, created_at = ? WHERE id = ?'
         ledger.write(sql, ws.clock(), job)
+        ledger.write('DELETE FROM gate WHERE job = ?', job)
         reason = 'a rollback is to be completed'
         ledger.event(ws.clock(), 'started', job=job, requests=numbers, reason=reason)
     base = ledger.row('SELECT * FROM version WHERE id = ?', row['parent'])
-    service = ws.versions.service
     if row['data'] is None or base is None or base['state'] == 'purged':
         return _train(ws, job, numbers)
+    task = replay_task(ws, row, base)
+    tried = try_methods(ws, task)
+    if tried.found is None:
+        fail(ws, job, [], tried)
+        return Job(job, gates.FAIL, None, tried.gates, numbers)
+    verdict = promote(ws, task, tried.found, ending(ws, task))
+    return Job(job, verdict, tried.found.version, tried.gates, numbers)
+
+
+def replay_task(ws: Workspace, row: Any, base: Any) -> Task:
+    r"""Returns what completes a rollback by its rows of the ledger: the job, and the
+    version that it starts from.
+    """
+    service = ws.versions.service
     before = ws.versions.get_data(row['data'])
     after = ws.versions.get_data(service['data'])
-    task = Task(
-        job=job,
+    return Task(
+        job=row['id'],
         methods=json.loads(row['methods']),
         parent=ws.versions.store.get_model(base['id'], before, ws.build_model),
         origin=base['parent'],
         marked=remark(before, after),
         dropped=content_lost(before, after),
-        requests=numbers,
+        requests=json.loads(row['requests']),
         watermark=service['watermark'],
         withdrawn=_withdrawn(ws),
     )
-    found, verdicts = try_methods(ws, task)
-    if found is None:
-        with ledger.transaction():
-            give_up(ws, job, [], 'no method passed the gates')
-        return Job(job, gates.FAIL, None, verdicts, numbers)
+
+
+def ending(ws: Workspace, task: Task) -> Callable[[], None]:
+    r"""Returns what is written together with the promotion of a replay."""
+    service = ws.versions.service['id']
 
     def then() -> None:
-        _take_over(ws, job, numbers)
-        if service['id'] in task.withdrawn:
-            _retire(ws, service['id'])
+        _take_over(ws, task.job, task.requests)
+        if service in task.withdrawn:
+            _retire(ws, service)
 
-    verdict = promote(ws, task, found, then)
-    return Job(job, verdict, found.version, verdicts, numbers)
+    return then
 
 
 def _clean(ws: Workspace) -> Any:
@@ -239,12 +253,18 @@ def _since(ws: Workspace, watermark: int) -> list[int]:
 
 def _reopen(ws: Workspace, base: Any, service: Any) -> list[str]:
     r"""Lets the verdicts wait on what old weights don't tell any more, and returns the
-    jobs: those that were promoted since, and those that a training from scratch has
-    settled that is taken out of service.
+    jobs: those that were promoted since, and those that the version has settled that is
+    taken out of service.
     """
-    is_later = bool(base['is_full'] or not service['is_full'])
-    sql = f'SELECT DISTINCT j.id {_JOBS} ORDER BY j.id'
-    jobs = [row['id'] for row in ws.ledger.rows(sql, base['watermark'] + is_later)]
+    sql = f'SELECT DISTINCT j.id {_JOBS}'
+    found = {row['id'] for row in ws.ledger.rows(sql, base['watermark'] + 1)}
+    decided = (
+        "SELECT x.value AS id FROM event e, json_each(e.body, '$.jobs') x WHERE "
+        "e.kind = 'decided' AND json_extract(e.body, '$.version') = ?"
+    )
+    open_ = {row['id'] for row in ws.ledger.rows(sql, 0)}
+    found |= {row['id'] for row in ws.ledger.rows(decided, service['id'])} & open_
+    jobs = sorted(found)
     for job in jobs:
         ws.ledger.write("UPDATE job SET verdict = 'inconclusive' WHERE id = ?", job)
     return jobs

@@ -96,10 +96,13 @@ def _retrain_seconds(ws: Workspace) -> float:
 
 
 def _job_seconds(ws: Workspace) -> float:
-    r"""Returns the seconds of the longest of the last ten jobs."""
+    r"""Returns the seconds of the longest of the last ten jobs, without those that a
+    person has had to sign for before they ended.
+    """
     row = ws.ledger.row(
         'SELECT MAX(seconds) AS seconds FROM (SELECT finished_at - created_at AS '
-        "seconds FROM job WHERE state = 'done' AND version IS NOT NULL "
+        "seconds FROM job WHERE state = 'done' AND version IS NOT NULL AND id NOT IN "
+        "(SELECT job FROM attempt WHERE state = 'promoted') "
         'ORDER BY finished_at DESC LIMIT 10)'
     )
     return 0.0 if row is None or row['seconds'] is None else max(row['seconds'], 0.0)

@@ -33,6 +33,8 @@ _LEAST = {
 }
 #: Those that are shares.
 _SHARES = ('surge_share', 'surge_item_share', 'max_erased', 'max_loss')
+#: What a person may be allowed to do.
+ROLES = ('review', 'sign', 'rollback')
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,13 @@ class Settings:
         max_days (float): Days since then after which it is.
         max_loss (float): Share of the retained NDCG@K at the last full training that
             the model in service may lack before it is.
+        roles (dict): Who may decide, lists of names by role: :obj:`'review'` (hold,
+            release, reject, cancel, lift and the clock), :obj:`'sign'` (serve what
+            failed a soft gate) and :obj:`'rollback'` (that and refresh). Without any
+            entry everyone may do all; else nobody has a role that is left out.
+        signing_key (str): The file with the private key that signs evidence, outside
+            of the folder, which a relative path starts from; evidence is not signed
+            if empty.
     """
 
     key: str
@@ -89,6 +98,8 @@ class Settings:
     max_erased: float = 0.05
     max_days: float = 90.0
     max_loss: float = 0.02
+    roles: dict[str, list[str]] = field(default_factory=dict)
+    signing_key: str = ''
 
     def __post_init__(self) -> None:
         r"""Checks all of them.
@@ -112,6 +123,38 @@ class Settings:
                 check_int(value, name, least)
             else:
                 check_float(value, name, least, 1.0 if name in _SHARES else math.inf)
+        self._check_roles()
+        if not isinstance(self.signing_key, str):
+            raise TypeError(
+                f"'signing_key' must be the path of a file (got {self.signing_key!r})"
+            )
+
+    def _check_roles(self) -> None:
+        if not isinstance(self.roles, dict):
+            raise TypeError("'roles' must be a dict of lists of names by role")
+        if unknown := sorted(map(str, set(self.roles) - set(ROLES))):
+            raise ValueError(f"'roles' must be some of {list(ROLES)} (got {unknown})")
+        for role, names in self.roles.items():
+            if not isinstance(names, list) or not all(
+                isinstance(name, str) and name.strip() for name in names
+            ):
+                raise TypeError(f"The role '{role}' must be a list of names")
+
+    def check_role(self, role: str, who: str) -> bool:
+        r"""Returns whether a person has a role because it was given to them, and not
+        because no roles are set.
+
+        Raises:
+            PermissionError: If others have it.
+        """
+        names = self.roles.get(role, [])
+        if self.roles and who not in names:
+            have = f'{names} have' if names else 'nobody has'
+            raise PermissionError(
+                f"'who' must have the role '{role}', which {have} (got '{who}'). The "
+                f"roles stand in 'workspace.json'."
+            )
+        return bool(self.roles)
 
     def save(self, path: Path) -> None:
         r"""Writes the file."""

@@ -18,7 +18,7 @@ from torch_geometric_unlearn.unlearn import RowReset
 from torch_geometric_unlearn.utils.files import remove_stale
 from torch_geometric_unlearn.utils.seed import isolated_seed
 
-from . import evidence
+from . import attempts, evidence
 from .book import DAY, check_text
 from .content import content_erased
 from .keys import encode, keyed
@@ -38,7 +38,7 @@ def finalise(ws: Workspace) -> list[int]:
         rows = ws.ledger.rows(
             'SELECT r.id, r.job FROM request r JOIN job j ON j.id = r.job WHERE '
             "r.state = 'probation' AND j.finished_at <= ? AND j.verdict IN "
-            "('pass', 'nothing')",
+            "('pass', 'nothing', 'signed')",
             limit,
         )
         numbers = [row['id'] for row in rows]
@@ -85,6 +85,7 @@ def heal(ws: Workspace) -> list[str]:
         if rows:
             numbers = [row['id'] for row in rows]
             ledger.event(ws.clock(), 'requeued', requests=numbers)
+    done += attempts.drop_stale(ws)
     done += ws.versions.remove_unnamed()
     running = ledger.rows("SELECT id FROM job WHERE state IN ('running', 'waiting')")
     keep = {f'{row["id"]}.ck' for row in running}
@@ -148,6 +149,7 @@ def refresh(ws: Workspace, data: HeteroData, who: str, why: str) -> str:
             )
 
         cancel_pending(ws)
+        settle(ws)  # It has not learned from anybody who is to be forgotten.
 
     watermark = ws.versions.service['watermark'] + len({number for number, _ in gone})
     model = trained(ws, data)

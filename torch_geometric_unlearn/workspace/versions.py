@@ -19,6 +19,11 @@ from .ledger import Ledger
 from .store import BuildModel, Store
 
 _LAST = 'SELECT version FROM alias_event ORDER BY id DESC LIMIT 1'
+#: A job that completes a rollback, or may do so if a person signs for it.
+_WAITS = (
+    "(j.state = 'waiting' OR (j.replays AND EXISTS (SELECT 1 FROM attempt a WHERE "
+    "a.job = j.id AND a.state = 'kept')))"
+)
 
 
 class Versions:
@@ -177,7 +182,12 @@ class Versions:
         return names[0]
 
     def write_serving(self) -> None:
-        r"""Writes :obj:`serving.json`, which follows from the ledger."""
+        r"""Writes :obj:`serving.json`, which follows from the ledger.
+
+        Raises:
+            ValueError: As for :meth:`check_head`, which could not be told afterwards.
+        """
+        self.check_head()
         service = self.service
         waiting = self.ledger.row(
             'SELECT COUNT(*) AS n FROM request WHERE state IN '
@@ -192,6 +202,12 @@ class Versions:
             'head': self.ledger.head,
         }
         save_json(self.root / 'serving.json', content)
+
+    def check_head(self) -> None:
+        r"""Raises a :class:`ValueError` if the ledger lacks an event that
+        :obj:`serving.json` knows of.
+        """
+        self.ledger.check_head(self.served_head())
 
     def served_head(self) -> str | None:
         r"""Returns the last event that :obj:`serving.json` knows of."""
@@ -229,7 +245,7 @@ class Versions:
         )
         for row in rows:
             kept |= {row['id'], row['parent']}
-        rows = self.ledger.rows("SELECT parent FROM job WHERE state = 'waiting'")
+        rows = self.ledger.rows(f'SELECT j.parent FROM job j WHERE {_WAITS}')
         kept |= {row['parent'] for row in rows}
         done = self.ledger.row(
             'SELECT MAX(COALESCE(v.watermark, p.watermark)) AS least FROM request r '
@@ -245,12 +261,15 @@ class Versions:
 
     def remove_unnamed(self) -> list[str]:
         r"""Removes all files that no version needs, and returns which these were."""
-        rows = self.ledger.rows("SELECT id, data FROM version WHERE state != 'purged'")
+        rows = self.ledger.rows(
+            "SELECT id, data FROM version WHERE state != 'purged' UNION "
+            "SELECT version, data FROM attempt WHERE state = 'kept'"
+        )
         models, data = ({row[key] for row in rows} for key in ('id', 'data'))
         # What a way back starts from, if the same weights serve with other data.
         rows = self.ledger.rows(
             'SELECT j.data FROM job j JOIN version v ON v.id = j.parent WHERE '
-            "j.state = 'waiting' AND j.data IS NOT NULL AND v.state != 'purged'"
+            f"{_WAITS} AND j.data IS NOT NULL AND v.state != 'purged'"
         )
         data |= {row['data'] for row in rows}
         gone = [f'removed {name}' for name in self.store.remove_all_but(models, data)]

@@ -3,6 +3,7 @@ r"""What a worker does with a batch: unlearns it, and promotes what passes."""
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from torch_geometric_unlearn.metrics.ranking import retained_ndcg
 from torch_geometric_unlearn.nn.models import Served
 
 from . import evidence, gates
+from .attempts import Kept, attempt_folder, keep, may_be_signed
 from .closing import close, give_up
 from .content import dropped_items, without_content
 from .keys import decode
@@ -39,7 +41,8 @@ class Job:
         id (str): Its name, which follows from what it was to do.
         verdict (str): :obj:`'pass'`, :obj:`'inconclusive'` for one that is served
             until more requests tell, :obj:`'fail'` for one that a person has to look
-            at, or :obj:`'nothing'` where there was nothing to erase.
+            at, :obj:`'signed'` for one that a person has signed for, or
+            :obj:`'nothing'` where there was nothing to erase.
         version (str, optional): The model that was promoted.
         gates (dict): Verdicts by attempt, as :obj:`'0 PartialRetrain'`, and gate.
         requests (list): Numbers of the requests that it served.
@@ -90,6 +93,8 @@ def run(ws: Workspace, batch: Plan) -> Job | None:
             1 + max(queued[number] for number in batch.requests),
             ws.clock(),
         )
+        # Those of a run that failed stand in the chain.
+        ledger.write('DELETE FROM gate WHERE job = ?', job)
         for number in batch.requests:
             ledger.write(
                 "UPDATE request SET state = 'working', attempts = attempts + 1 "
@@ -99,32 +104,48 @@ def run(ws: Workspace, batch: Plan) -> Job | None:
         ledger.event(
             ws.clock(), 'started', job=job, requests=batch.requests, reason=batch.reason
         )
-    marked, outcomes = mark(ws, batch.requests)
-    if Request.of(marked).is_empty and not _named(marked):
+    task, outcomes = batch_task(ws, job, batch.requests, batch.methods)
+    if Request.of(task.marked).is_empty and not _named(task.marked):
         return _nothing(ws, job, batch, outcomes)
+    tried = try_methods(ws, task)
+    if tried.found is None:
+        return fail(ws, job, batch.requests, tried)
+    verdict = promote(ws, task, tried.found, ending(ws, task, outcomes))
+    return Job(job, verdict, tried.found.version, tried.gates, batch.requests)
+
+
+def batch_task(
+    ws: Workspace, job: str, numbers: list[int], methods: list[str]
+) -> tuple[Task, dict[tuple[int, str], str]]:
+    r"""Returns what a job is to make for some requests, from the version in service,
+    and what becomes of every target.
+    """
+    service = ws.versions.service
+    marked, outcomes = mark(ws, numbers)
     task = Task(
         job=job,
-        methods=batch.methods,
+        methods=methods,
         parent=ws.versions.get_model(service['id']),
         origin=service['id'],
         marked=marked,
         dropped=dropped_items(ws, sorted({number for number, _ in outcomes})),
-        requests=batch.requests,
-        watermark=service['watermark'] + len(batch.requests),
+        requests=numbers,
+        watermark=service['watermark'] + len(numbers),
     )
-    found, verdicts = try_methods(ws, task)
-    if found is None:
-        with ledger.transaction():
-            give_up(ws, job, batch.requests, 'no method passed the gates')
-        return Job(job, gates.FAIL, None, verdicts, batch.requests)
-    lost = losses(ws, batch.requests)
+    return task, outcomes
+
+
+def ending(
+    ws: Workspace, task: Task, outcomes: dict[tuple[int, str], str]
+) -> Callable[[], None]:
+    r"""Returns what is written of the requests of a job together with its promotion."""
+    lost = losses(ws, task.requests)
 
     def then() -> None:
-        close(ws, job, batch.requests, outcomes, marked)
-        ledger.write('UPDATE job SET losses = ? WHERE id = ?', lost, job)
+        close(ws, task.job, task.requests, outcomes, task.marked)
+        ws.ledger.write('UPDATE job SET losses = ? WHERE id = ?', lost, task.job)
 
-    verdict = promote(ws, task, found, then)
-    return Job(job, verdict, found.version, verdicts, batch.requests)
+    return then
 
 
 def job_id(ws: Workspace, *what: Any) -> str:
@@ -134,16 +155,30 @@ def job_id(ws: Workspace, *what: Any) -> str:
     return sha256(json.dumps(text, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def try_methods(
-    ws: Workspace, task: Task
-) -> tuple[Candidate | None, dict[str, dict[str, str]]]:
-    r"""Tries the methods of a task until one passes the gates, and returns what it made
-    and all verdicts. Writes the report of what passed.
+@dataclass(frozen=True)
+class Tried:
+    r"""What the methods of a task have come to.
+
+    Attributes:
+        gates (dict): Verdicts by attempt and gate, as in :class:`Job`.
+        found (Candidate, optional): What passed, or could not be told.
+        kept (list): Attempts that a person may sign for if nothing did.
+    """
+
+    gates: dict[str, dict[str, str]]
+    found: Candidate | None = None
+    kept: list[Kept] = field(default_factory=list)
+
+
+def try_methods(ws: Workspace, task: Task) -> Tried:
+    r"""Tries the methods of a task until one passes the gates. Writes the report of
+    what passed, and of what a person may sign for.
     """
     ledger, parent, marked = ws.ledger, task.parent, task.marked
     if task.dropped:
         parent, marked = without_content(parent, marked, task.dropped)
     verdicts: dict[str, dict[str, str]] = {}
+    kept: list[Kept] = []
     for attempt, name in enumerate(task.methods):
         unlearner = make_unlearner(ws, name, task.job)
         supported, reason = unlearner.supports(parent, marked)
@@ -161,7 +196,7 @@ def try_methods(
         with ledger.transaction():
             for gate in found:
                 ledger.write(
-                    'INSERT OR REPLACE INTO gate VALUES (?, ?, ?, ?, ?)',
+                    'INSERT INTO gate VALUES (?, ?, ?, ?, ?)',
                     task.job,
                     attempt,
                     gate.name,
@@ -175,8 +210,25 @@ def try_methods(
                 served = Served.of(result.model, result.data)
                 full = retained_ndcg(served, result.data, ws.settings.k)
             evidence.write_job_report(ws, task.job, result, task.parent, task.marked)
-            return Candidate(version, data, verdict, full), verdicts
-    return None, verdicts
+            return Tried(verdicts, Candidate(version, data, verdict, full))
+        if may_be_signed(found):
+            folder = attempt_folder(ws, task.job, attempt)
+            evidence.write_job_report(
+                ws, task.job, result, task.parent, task.marked, folder
+            )
+            kept.append((attempt, name, version, data))
+    return Tried(verdicts, kept=kept)
+
+
+def fail(ws: Workspace, job: str, numbers: list[int], tried: Tried) -> Job:
+    r"""Ends a job that no method has passed the gates for; a person can sign for what
+    it keeps.
+    """
+    with ws.ledger.transaction():
+        keep(ws, job, tried.kept)
+        reason = 'no method passed the gates'
+        give_up(ws, job, numbers, reason, tried.gates)
+    return Job(job, gates.FAIL, None, tried.gates, numbers)
 
 
 def _refuse(ws: Workspace, task: Task, method: str, why: str) -> None:

@@ -2,12 +2,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
@@ -24,8 +23,19 @@ from torch_geometric_unlearn.utils.files import (
 )
 from torch_geometric_unlearn.utils.optional import import_optional
 
-from . import evidence, schedule, upkeep, worker
+from . import (
+    approval,
+    attempts,
+    evidence,
+    filtering,
+    schedule,
+    signing,
+    site,
+    upkeep,
+    worker,
+)
 from . import rollback as way_back
+from .attempts import Attempt
 from .book import Book, RequestInfo, check_text
 from .contained import Contained
 from .content import dropped_items, without_content
@@ -148,6 +158,7 @@ class Workspace:
             )
         data = upkeep.with_ids(data)
         chosen = Settings(key=str(path.resolve()), **settings)
+        signing.signer(root, chosen)  # Before anything is made.
         is_new = not path.exists()
         make_folder(str(path.parent))
         remove_stale(str(path.parent), path.name)
@@ -162,6 +173,7 @@ class Workspace:
                 try:
                     worker.make_unlearner(ws, chosen.method, 'none')
                     ws.versions.install(model, data, 'created', 0)
+                    site.write_site(ws, root.resolve().name)
                 finally:
                     ws.ledger.close()
         except BaseException:  # Nothing was there before.
@@ -218,20 +230,18 @@ class Workspace:
         absent = [
             keyed(self.key, 'item', raw) for raw in targets['item'] if raw not in known
         ]
-        info = self.book.submit(
-            kind,
-            targets,
-            client_id,
-            verified_by,
-            received_at,
-            due_days,
-            review,
-            drop_features,
-            absent,
-        )
-        if not self.ledger.db.in_transaction:
-            self.versions.write_serving()
-        return info
+        with self._renewed():
+            return self.book.submit(
+                kind,
+                targets,
+                client_id,
+                verified_by,
+                received_at,
+                due_days,
+                review,
+                drop_features,
+                absent,
+            )
 
     def submit_all(self, requests: Iterable[Mapping[str, Any]]) -> list[RequestInfo]:
         r"""Accepts many requests in one transaction, all of them or none.
@@ -242,10 +252,8 @@ class Workspace:
         Raises:
             TypeError, ValueError: If a request is wrong; none is accepted then.
         """
-        with self.ledger.transaction():
-            out = [self.submit(**request) for request in requests]
-        self.versions.write_serving()
-        return out
+        with self._renewed(), self.ledger.transaction():
+            return [self.submit(**request) for request in requests]
 
     def _ids(self, level: str, ids: Iterable[Any], name: str) -> list[Any]:
         r"""Returns ids as a list, and raises for those that nobody can have."""
@@ -256,19 +264,8 @@ class Workspace:
             encode(level, raw)
             parts = zip(('user', 'item'), raw) if level == 'pair' else [(level, raw)]
             for kind, part in parts:
-                self._check_type(kind, type(part))
+                filtering.check_type(self, kind, type(part))
         return out
-
-    def _check_type(self, level: str, given: type) -> None:
-        r"""Raises if all ids are strings but this one is a number, or the other way."""
-        known = {isinstance(raw, str) for raw in self.versions.internal(level)}
-        if known and known == {not issubclass(given, str)}:
-            raise TypeError(
-                f'Ids of {level}s in the data are '
-                f'{"strings" if True in known else "integers"} (got a '
-                f"{given.__name__}), so that it would name nobody. Pass them as in "
-                f"'raw_id' of the data."
-            )
 
     def _asks_for_everything(self, targets: dict[str, list[Any]]) -> str:
         data = self.versions.get_data(self.versions.service['data'])
@@ -305,9 +302,43 @@ class Workspace:
         return self._move(number, who, 'rejected', why)
 
     def _move(self, number: int, who: str, to: str, why: str) -> RequestInfo:
-        info = self.book.move(number, who, to, why)
-        self.versions.write_serving()
-        return info
+        self.settings.check_role('review', who)
+        with self._renewed():
+            return self.book.move(number, who, to, why)
+
+    def attempts(self) -> list[Attempt]:
+        r"""Returns the versions that a person may sign for: those that failed a soft
+        gate, while all requests of their job wait for a decision and no other version
+        was served since, and those that are served although their gates could not be
+        told.
+        """
+        return [*attempts.kept(self), *attempts.undecided(self)]
+
+    def sign(
+        self, job: str, number: int, *, although: Collection[str], who: str, why: str
+    ) -> Job:
+        r"""Serves an attempt of a job although it did not pass all soft gates, or lets
+        one that is served stay although they could not be told. The name and the reason
+        stay in the ledger and in the evidence; other attempts of the job are destroyed.
+
+        Args:
+            job (str): The job.
+            number (int): The attempt, as in :meth:`attempts`.
+            although (collection): Names of all gates that it did not pass.
+            who (str): Who signs for it.
+            why (str): The reason.
+
+        Raises:
+            Busy: If another process is at work.
+            PermissionError: If others have the role :obj:`'sign'`.
+            ValueError: If there is no such attempt any more, it failed a hard gate,
+                or other gates are named.
+        """
+        self.doctor()  # What can't be signed for any more goes.
+        with self._at_work():
+            signed = approval.sign(self, job, number, although, who, why)
+            upkeep.heal(self)
+        return signed
 
     # Serving --------------------------------------------------------------------------
 
@@ -368,43 +399,15 @@ class Workspace:
             user (str, optional): Column of user ids. (default: :obj:`'user'`)
             item (str, optional): Column of item ids. (default: :obj:`'item'`)
         """
-        out = self.book.suppressed()
-        for level, column in (('user', user), ('item', item)):
-            for given in {type(raw) for raw in frame[column].tolist()}:
-                self._check_type(level, given)
-        rows = zip(frame[user].tolist(), frame[item].tolist())
-        keep = []
-        for pair in rows:
-            digests = (
-                ('user', pair[0]),
-                ('item', pair[1]),
-                ('pair', pair),
-            )
-            keep.append(
-                not any(
-                    out[level] and keyed(self.key, level, raw) in out[level]
-                    for level, raw in digests
-                )
-            )
-        left = frame.loc[np.array(keep, dtype=bool)].copy()
-        for level, column in (('user', user), ('item', item)):
-            # Categories without a row would come into the data all the same.
-            if hasattr(left[column], 'cat'):
-                known = left[column].cat.categories
-                gone = [
-                    raw
-                    for raw in known.tolist()
-                    if keyed(self.key, level, raw) in out[level]
-                ]
-                left[column] = left[column].cat.remove_categories(gone)
-        return left
+        return filtering.filter_frame(self, frame, user, item)
 
     def lift(self, level: str, raw: Any, who: str, why: str) -> None:
         r"""Lets a user, an item or a pair come back in new data: a new consent, an item
         that is reinstated.
         """
-        self.book.lift(level, raw, who, why)
-        self.versions.write_serving()
+        self.settings.check_role('review', who)
+        with self._renewed():
+            self.book.lift(level, raw, who, why)
 
     # Work -----------------------------------------------------------------------------
 
@@ -426,10 +429,13 @@ class Workspace:
             ImportError: If scikit-learn is missing, which the membership gate needs.
         """
         import_optional('sklearn', 'The membership gate', 'audit')
+        # Before a job that could not be told of.
+        signing.signer(self.root, self.settings)
         jobs = []
         with self._at_work():
             upkeep.heal(self)
             upkeep.finalise(self)
+            self.renew()  # Whatever becomes of the batch.
             batch = schedule.plan(self, now)
             if batch.is_surge:
                 for number in batch.requests:
@@ -449,9 +455,11 @@ class Workspace:
 
         Raises:
             Busy: If another process is at work.
+            PermissionError: If others have the role :obj:`'rollback'`.
             ValueError: If the data names someone who is suppressed, or takes an
                 internal id from somebody.
         """
+        self.settings.check_role('rollback', who)
         with self._at_work():
             return upkeep.refresh(self, data, who, why)
 
@@ -474,8 +482,10 @@ class Workspace:
 
         Raises:
             Busy: If another process is at work.
+            PermissionError: If others have the role :obj:`'rollback'`.
             ValueError: If nobody or no reason is named.
         """
+        self.settings.check_role('rollback', who)
         with self._at_work():
             return way_back.rollback(self, who, why)
 
@@ -499,7 +509,17 @@ class Workspace:
             ValueError: If the chain is broken.
         """
         with self._locked():
-            return upkeep.heal(self)
+            stale = site.outdated(self)
+            return upkeep.heal(self) + [f'renewed {name}' for name in stale]
+
+    def renew(self) -> Path:
+        r"""Writes what follows from the ledger: :obj:`serving.json`,
+        :obj:`site/index.html` and :obj:`metrics.prom`, and returns the page. All that
+        changes the ledger does so afterwards, and :meth:`doctor` after a crash.
+        """
+        with self.ledger.transaction():  # No one writes an older state over a newer.
+            self.versions.write_serving()
+            return site.write_site(self)
 
     def evidence(self, job: str) -> Path:
         r"""Writes the evidence of a job as it stands, and returns its folder.
@@ -509,7 +529,15 @@ class Workspace:
             ValueError: If nothing was promoted by such a job.
         """
         with self._locked():
-            return evidence.bundle(self, job)
+            row = self.ledger.row('SELECT bundled_at FROM job WHERE id = ?', job)
+            with self.ledger.transaction():  # If this is killed, the doctor does it.
+                self.ledger.write('UPDATE job SET bundled_at = NULL WHERE id = ?', job)
+            folder = evidence.bundle(self, job)
+            with self.ledger.transaction():
+                at = None if row is None or row['bundled_at'] is None else self.clock()
+                sql = 'UPDATE job SET bundled_at = ? WHERE id = ?'
+                self.ledger.write(sql, at, job)
+            return folder
 
     def status(self) -> dict[str, Any]:
         r"""Returns numbers of requests by state, how many are overdue, the version
@@ -544,12 +572,28 @@ class Workspace:
         Args:
             who (str): Who decides.
             why (str): The reason.
+
+        Raises:
+            PermissionError: If others have the role :obj:`'review'`.
+            ValueError: If nobody or no reason is named.
         """
+        self.settings.check_role('review', who)
         check_text(who, 'who')
         check_text(why, 'why')
-        with self.ledger.transaction():
+        with self._renewed(), self.ledger.transaction():
             self.ledger.event(self.clock(), 'clock_set', who=who, why=why)
-        self.versions.write_serving()
+
+    @contextmanager
+    def _renewed(self) -> Iterator[None]:
+        r"""Renews after a change of the ledger, once for changes that belong together,
+        and refuses any to an older copy of it.
+        """
+        is_outer = not self.ledger.db.in_transaction
+        if is_outer:
+            self.versions.check_head()
+        yield
+        if is_outer:
+            self.renew()
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:
@@ -561,7 +605,9 @@ class Workspace:
     def _locked(self) -> Iterator[None]:
         try:
             with FileLock(self.root / 'worker.lock', timeout=0):
+                self.versions.check_head()
                 yield
+                self.renew()
         except Timeout as error:
             raise Busy(f"Another worker is at work in '{self.root}'") from error
 
