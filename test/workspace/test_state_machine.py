@@ -112,9 +112,11 @@ class Shop(RuleBasedStateMachine):
         jobs = self.ws.work(now=True)
         type(self).failing = ()
         if fails == 'all':
-            assert all(job.version is None for job in jobs)
+            # A way back without old weights is a training, which has no gates.
+            made = [job for job in jobs if job.version is not None]
+            assert not any(job.gates for job in made)
             decided = self.ws.ledger.row("SELECT 1 FROM event WHERE kind = 'decided'")
-            assert decided or self.ws.status()['version'] == before
+            assert made or decided or self.ws.status()['version'] == before
 
     @rule(last=st.integers(1, 30))
     def die(self, last):
@@ -191,7 +193,7 @@ class Shop(RuleBasedStateMachine):
         jobs = self.ws.work(now=True)
         type(self).is_worse = False
         for job in jobs:
-            assert (job.verdict == 'nothing') == (not job.gates)
+            assert job.verdict != 'nothing' or not job.gates
             kept = [x for x in self.ws.attempts() if x.job == job.id]
             assert len(kept) == len(job.gates)
             assert not any(x.is_served for x in kept)
