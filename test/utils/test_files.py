@@ -1,5 +1,6 @@
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from torch_geometric.testing import onlyLinux
 
 from torch_geometric_unlearn.utils import files
 from torch_geometric_unlearn.utils.files import (
+    atomic_folder,
     atomic_save,
     atomic_save_all,
     explain_write_errors,
@@ -184,3 +186,63 @@ def test_files_that_belong_together(tmp_path):
     save(b'new')
     assert first.read_bytes() == second.read_bytes() == b'new'
     assert sorted(os.listdir(tmp_path)) == ['a', 'b']
+
+
+def test_atomic_folder(tmp_path):
+    path = tmp_path / 'sub' / 'made'
+    for is_there in (False, True):
+        if is_there:
+            path.mkdir()
+            path.chmod(0o750)
+        with atomic_folder(path) as folder:
+            (folder / 'a').write_text('x')
+            assert not path.exists() or not list(path.iterdir())
+        assert [p.name for p in path.iterdir()] == ['a']
+        assert [p.name for p in path.parent.iterdir()] == ['made']
+        assert not is_there or path.stat().st_mode & 0o777 == 0o750
+        shutil.rmtree(path)
+
+
+def fill(path, late):
+    r"""Fails in the block, or finds that the folder got something meanwhile."""
+    with atomic_folder(path) as folder:
+        (folder / 'a').write_text('x')
+        if not late:
+            raise KeyError('broken')
+        path.mkdir(exist_ok=True)
+        (path / 'theirs').write_text('y')
+
+
+def test_atomic_folder_that_fails_leaves_nothing(tmp_path):
+    path = tmp_path / 'made'
+    with pytest.raises(KeyError, match='broken'):
+        fill(path, late=False)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(FileExistsError, match='is not empty'):
+        fill(path, late=True)
+    assert (path / 'theirs').read_text() == 'y'
+    assert [p.name for p in path.iterdir()] == ['theirs']
+    assert [p.name for p in tmp_path.iterdir()] == ['made']
+
+
+def test_atomic_folder_clears_what_dead_ones_left(tmp_path):
+    path, mine = tmp_path / 'made', tmp_path / 'made.notes'
+    mine.mkdir()
+    dead = tmp_path / f'made.{host_name()}.{2**22 + 1}-0.tmp'
+    (dead / 'sub').mkdir(parents=True)
+    with atomic_folder(path):
+        assert not dead.exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['made', 'made.notes']
+
+
+@pytest.mark.parametrize(
+    ('number', 'error'), [(errno.EBUSY, 'a new folder in it'), (errno.EIO, 'output')]
+)
+def test_atomic_folder_that_cannot_be_placed(tmp_path, monkeypatch, number, error):
+    def rename(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, 'rename', rename)
+    with pytest.raises(OSError, match=error), atomic_folder(tmp_path / 'made'):
+        pass
+    assert list(tmp_path.iterdir()) == []

@@ -15,7 +15,7 @@ from torch_geometric_unlearn.train import fit
 from torch_geometric_unlearn.unlearn import RowReset, base
 from torch_geometric_unlearn.utils.files import atomic_save_all
 from torch_geometric_unlearn.utils.seed import isolated_seed
-from torch_geometric_unlearn.workspace import Workspace, evidence, worker
+from torch_geometric_unlearn.workspace import Workspace, evidence, gates, worker
 from torch_geometric_unlearn.workspace.ledger import Ledger
 
 DAY = 86_400.0
@@ -67,7 +67,8 @@ def template(data, model, tmp_path_factory):
     ws = Workspace.create(
         root, data=data, model=model, build_model=build, clock=Clock(),
         fit_args=FIT, method_args=PARTIAL, k=10, min_users=3, surge_share=0.5,
-        max_erased=0.5,
+        max_erased=0.5, surge_requests=10_000, surge_item_pairs=10_000,
+        max_loss=1.0,
     )  # fmt: skip
     ws.ledger.close()
     return root
@@ -144,6 +145,20 @@ def quick(monkeypatch):
 
 
 @pytest.fixture
+def good_gates(monkeypatch):
+    r"""Soft gates that pass whatever they get."""
+
+    def good(name):
+        middle = 0.5 if name == 'membership' else 0.0
+        figures = {'low': middle, 'high': middle, 'to_full': 0.0, 'num_pairs': 99.0}
+        return lambda *_: gates.Gate(name, figures)
+
+    monkeypatch.setattr(gates, 'utility', good('utility'))
+    monkeypatch.setattr(gates, 'forget', good('forget'))
+    monkeypatch.setattr(gates, 'attack', good('membership'))
+
+
+@pytest.fixture
 def ask():
     r"""Submits a request in one line."""
     numbers = iter(range(1, 10_000))
@@ -200,13 +215,26 @@ class Shop:
     def check(cls, ws):
         r"""What must hold of any workspace at rest."""
         ws.ledger.check_chain()
-        rows = ws.ledger.rows("SELECT id, data FROM version WHERE state != 'purged'")
+        rows = ws.ledger.rows(
+            "SELECT id, data FROM version WHERE state != 'purged' UNION "
+            "SELECT version, data FROM attempt WHERE state = 'kept'"
+        )
         for folder, key in (('models', 'id'), ('data', 'data')):
             expected = {f"{row[key]}.safetensors" for row in rows}
+            if folder == 'data':  # What a way back starts from that waits.
+                sql = (
+                    "SELECT j.data FROM job j JOIN version v ON v.id = j.parent WHERE "
+                    "j.data NOT NULL AND v.state != 'purged' AND (j.state = 'waiting' "
+                    "OR j.replays AND j.id IN (SELECT job FROM attempt WHERE "
+                    "state = 'kept'))"
+                )
+                waiting = ws.ledger.rows(sql)
+                expected |= {f"{row['data']}.safetensors" for row in waiting}
             assert {p.name for p in (ws.root / folder).iterdir()} == expected
         assert not list(ws.root.rglob('*.tmp'))
         # A dead job goes on from its own file.
-        running = ws.ledger.rows("SELECT id FROM job WHERE state = 'running'")
+        sql = "SELECT id FROM job WHERE state IN ('running', 'waiting')"
+        running = ws.ledger.rows(sql)
         names = {f"{row['id']}.ck" for row in running}
         assert {p.name for p in (ws.root / 'jobs').glob('*')} <= names
         rows = ws.ledger.rows('SELECT id FROM job WHERE version IS NOT NULL')

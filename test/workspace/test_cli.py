@@ -1,15 +1,20 @@
 import io
 import json
+import os
 import runpy
+import sqlite3
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from filelock import FileLock
+from torch_geometric.testing import withPackage
 
 import torch_geometric_unlearn as tgu
-from torch_geometric_unlearn.workspace import Workspace, cli
-from torch_geometric_unlearn.workspace.cli import find_function, main
+from torch_geometric_unlearn.workspace import Workspace, cli, gates, worker
+from torch_geometric_unlearn.workspace.cli import main
+from torch_geometric_unlearn.workspace.cli.source import find_function
 
 SHOP = '''
 from torch_geometric_unlearn.datasets import SyntheticMultimodal
@@ -171,6 +176,175 @@ def test_decisions(shop):
     assert 'overdue: 1\nnext deadline: 2020-01-06 00:00 UTC (' in out
 
 
+def test_a_signature(shop, monkeypatch):
+    run, hard = shop, []
+
+    class Failing:
+        def __init__(self, ws, name):
+            self.name, self.make = name, original(ws, name, 'j')
+
+        def __getattr__(self, name):
+            return getattr(self.make, name)
+
+        def __call__(self, model, data):
+            hard[:] = ['planted'] * (self.name == 'Retrain')
+            return self.make(model, data)
+
+    def check_data(*args):
+        gate = check(*args)
+        return gates.Gate('data', faults=gate.faults + hard)
+
+    def fail(*args):
+        return gates.Gate('utility', {'low': -99.0, 'high': -98.0, 'to_full': 0.0})
+
+    original, check = worker.make_unlearner, gates.check_data
+    monkeypatch.setattr(worker, 'make_unlearner', lambda ws, n, _: Failing(ws, n))
+    monkeypatch.setattr(gates, 'check_data', check_data)
+    monkeypatch.setattr(gates, 'utility', fail)
+    assert run('review') == (0, 'Nothing to decide.\n', '')
+    for number in (3, 4):
+        line = f'user00{number}@shop.org'
+        assert run(*submit(f'T-{number}', '--user', '-'), stdin=line)[0] == 0
+    code, out, _ = run('work', '--now', '--json')
+    (job,) = json.loads(out)['jobs']
+    assert (code, job['verdict']) == (3, 'fail')
+    code, out, _ = run('review', '--json')
+    found = json.loads(out)
+    assert code == 3
+    assert [request['id'] for request in found['requests']] == [1, 2]
+    (attempt,) = found['attempts']
+    assert attempt['number'] == 0
+    assert 'utility' in attempt['unpassed']
+    although = [x for name in attempt['unpassed'] for x in ('--although', name)]
+    code, out, _ = run('review')
+    assert code == 3
+    assert f'--sign 0 {" ".join(although)}' in out
+    assert 'request 1 (erasure, due ' in out
+    assert attempt['report'] in out
+    # Wrong usage, and what is refused.
+    for args, status, message in (
+        (['1'], 2, "say '--approve'"),
+        (WHO, 2, "say '--approve'"),
+        (['1', '--approve', '--who', 'dpo'], 2, "'--who' and '--why'"),
+        (['--approve', *WHO], 2, 'needs a request or a job'),
+        (['1', '--again', '--although', 'utility', *WHO], 2, "belongs to '--sign'"),
+        (['1', '--sign', '0', *WHO], 1, "'although' must name the gates"),
+        (['1', '--sign', '1', *although, *WHO], 1, 'which nobody can overrule'),
+        (['x', '--sign', '1', *although, *WHO], 1, "There is no job 'x'"),
+        (['9', '--approve', *WHO], 1, 'There is no request 9'),
+    ):
+        code, out, err = run('review', *args)
+        assert (code, out) == (status, ''), args
+        assert message in err
+    # All requests of a job at once: again, and then somebody signs.
+    code, out, _ = run('review', job['id'], '--again', *WHO, '--json')
+    assert code == 0
+    assert [x['state'] for x in json.loads(out)['requests']] == ['queued'] * 2
+    assert run('work', '--now')[0] == 3
+    code, out, _ = run('review', '2', '--sign', '0', *although, *WHO)
+    assert code == 0
+    assert out.startswith(f'job {job["id"]}: signed, requests 1, 2\nin service: ')
+    code, out, _ = run('show', '1')
+    assert 'signed by dpo, asked' in out
+    assert 'served although not passed: utility' in out
+    folder = run('evidence', job['id'])[1].strip()
+    code, out, _ = run('verify', folder)
+    assert code == 0
+    assert f'job {job["id"]}: signed, nothing was changed' in out
+    assert 'signed by dpo (no roles were set): asked' in out
+    assert run('review')[0] == 0
+    # A request that no job has tried.
+    users = '\n'.join(f'user{i:03}@shop.org' for i in range(100))
+    assert run(*submit('T-9', '--user', '-'), stdin=users)[0] == 3
+    code, _, err = run('review', '3', '--sign', '0', *WHO)
+    assert (code, err) == (1, 'tgu: No job has tried to serve request 3\n')
+
+
+@withPackage('cryptography')
+def test_signed_evidence(shop, tmp_path):
+    run = shop
+    code, out, _ = run('keygen', 'secret', '--json')
+    keys = json.loads(out)
+    assert code == 0
+    assert keys == {
+        'private_key': str(tmp_path / 'secret'),
+        'public_key': str(tmp_path / 'secret.pub'),
+    }
+    assert '"signing_key"' in run('keygen', 'other')[1]
+    code, _, err = run('keygen', 'ws/key')
+    assert (code, 'outside of the workspace' in err) == (1, True)
+    settings = Path('ws/workspace.json')
+    content = json.loads(settings.read_text()) | {'signing_key': keys['private_key']}
+    settings.write_text(json.dumps(content))
+    assert run(*submit('T-1', '--user', '-'), stdin='user003@shop.org')[0] == 0
+    (job,) = json.loads(run('work', '--now', '--json')[1])['jobs']
+    folder = run('evidence', job['id'])[1].strip()
+    assert 'signature: not checked' in run('verify', folder)[1]
+    code, out, _ = run('verify', folder, '--public-key', 'secret.pub')
+    assert code == 0
+    assert out.endswith('signature: by the given key\n')
+    code, out, err = run('verify', folder, '--public-key', 'other.pub')
+    assert (code, out) == (1, '')
+    assert 'signed with another key' in err
+
+
+def test_filter(shop, monkeypatch):
+    run, table = shop, 'zip,user,item\n007,user003@shop.org,sku-1\n008,x,sku-1\n'
+    assert run(*submit('T-1', '--user', '-'), stdin='user003@shop.org')[0] == 0
+    left = b'zip,user,item\n008,x,sku-1\n'
+    Path('new.csv').write_text(table)
+    code, out, _ = run('filter', 'new.csv', '--to', 'clean.csv', '--json')
+    assert code == 0
+    assert json.loads(out) == {'rows': 2, 'left': 1, 'out': 1}
+    assert Path('clean.csv').read_bytes() == left
+    code, out, err = run('filter', 'new.csv')
+    assert (code, out, err) == (0, left.decode(), 'rows: 2, left: 1, out: 1\n')
+
+    def piped(*args, content):
+        files = [io.TextIOWrapper(io.BytesIO(x)) for x in (content, b'', b'')]
+        with monkeypatch.context() as patch:
+            for name, file in zip(('stdin', 'stdout', 'stderr'), files):
+                patch.setattr(sys, name, file)
+            code = main(['filter', *args])
+            for file in files[1:]:
+                file.flush()
+        return code, *(file.buffer.getvalue() for file in files[1:])
+
+    code, out, err = piped('--json', content=table.encode())
+    assert (code, out, json.loads(err)['left']) == (0, left, 1)
+    tabs = table.replace(',', '\t').encode()
+    code, out, _ = piped('--separator', 'tab', content=tabs)
+    assert (code, out) == (0, left.replace(b',', b'\t'))
+    frame = pd.read_csv('new.csv', dtype=str)
+    frame.to_parquet('new.parquet')
+    content = Path('new.parquet').read_bytes()
+    code, out, _ = piped('--format', 'parquet', content=content)
+    assert code == 0
+    assert pd.read_parquet(io.BytesIO(out))['zip'].tolist() == ['008']
+    code, _, _ = run('filter', 'new.parquet', '--to', 'new.parquet')  # In place.
+    assert code == 0
+    assert pd.read_parquet('new.parquet')['zip'].tolist() == ['008']
+    # Nothing of a table that is broken further down, and no id in a message.
+    broken = table.encode() + b'1,ann@shop.org\n'
+    code, out, err = piped(content=broken)
+    assert (code, out) == (1, b'')
+    assert b'Row 3' in err
+    Path('broken.csv').write_bytes(broken)
+    code, out, err = run('filter', 'broken.csv', '--to', 'clean.csv')
+    assert (code, out) == (1, '')
+    assert Path('clean.csv').read_bytes() == left
+    for args in (
+        ['ann@shop.org'],
+        ['new.csv', '--to', 'new.parquet'],
+        ['new.csv', '--format', 'parquet'],
+        ['new.csv', '--separator', 'ann@shop.org'],
+        ['new.csv', '--user', 'ann@shop.org'],
+    ):
+        code, out, err = run('filter', *args)
+        assert code in (1, 2)
+        assert (out, 'ann' in err) == ('', False)
+
+
 def test_what_has_ended_can_be_lifted(shop):
     assert shop(*submit('T-1', '--user', '-'), stdin='nobody@shop.org')[1].endswith(
         'Not in the data in service: 1\n'
@@ -248,6 +422,43 @@ def test_busy(shop):
     assert 'Another worker' in err
 
 
+def test_a_locked_ledger_is_busy(shop, monkeypatch):
+    for error, status, message in (
+        (sqlite3.OperationalError('database is locked'), 75, 'database is locked'),
+        (sqlite3.OperationalError('disk I/O error'), 1, 'disk I/O error'),
+        (KeyboardInterrupt(), 1, 'safe to call the command again'),
+    ):
+
+        def fail(self, error=error):
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Workspace, 'status', fail)
+            code, out, err = shop('status')
+        assert (code, out) == (status, '')
+        assert message in err
+
+
+def test_what_work_would_do(shop):
+    page = shop('site')[1].strip()
+    assert Path(page).is_file()
+    late = submit('T-1', '--user', '-', '--received', '2020-01-01')
+    assert shop(*late, stdin='user003@shop.org')[0] == 0
+    assert shop('plan')[1].splitlines() == [
+        'a deadline is near',
+        'requests: 1',
+        'methods: PartialRetrain, then Retrain',
+    ]
+    settings = Path('ws/workspace.json')
+    content = json.loads(settings.read_text()) | {'surge_share': 0.0}
+    settings.write_text(json.dumps(content))
+    assert shop(*submit('T-2', '--user', '-'), stdin='user004@shop.org')[0] == 0
+    code, out, _ = shop('plan')
+    assert code == 3
+    assert out.startswith('surge: ')
+    assert out.endswith('to review: 1, 2\n')  # Both were accepted today.
+
+
 def test_errors_are_one_line(run):
     for args, message in [
         (['status'], "no workspace in '.'"),
@@ -315,6 +526,48 @@ def test_ways_to_call_it(run, monkeypatch, capsys):
         runpy.run_module('torch_geometric_unlearn', run_name='__main__')
     assert info.value.code == 0
     commands = 'init submit status plan work review hold release cancel show rollback '
-    commands += 'refresh evidence verify doctor stats site'
+    commands += 'refresh evidence verify doctor stats site filter keygen lift'
     out = capsys.readouterr().out.split()
     assert set(commands.split()) <= set(out)
+
+
+def test_a_rollback_is_completed_by_work(shop):
+    run = shop
+    args = submit('T-1', '--item', '-', '--drop-features', kind='takedown')
+    code, out, _ = run(*args, '--json', stdin='sku-5')
+    assert code == 0
+    assert json.loads(out)['drops_features'] is True
+    code, _, err = run(*submit('T-2', '--user', '-', '--drop-features'), stdin='x')
+    assert code == 1
+    assert "'drop_features' is for requests of the kind ['takedown']" in err
+    assert run('work', '--now')[0] == 0
+    code, out, _ = run('rollback', '--who', 'kim', '--reason', 'it is worse')
+    assert code == 0
+    assert "'work' completes the rollback: job " in out
+    job = json.loads(run('status', '--json')[1])['rollback']
+    assert f"a rollback waits for 'work': job {job}" in run('status')[1]
+    out = run('plan')[1].splitlines()
+    assert out[0] == 'a rollback is to be completed'
+    assert out[1] == 'requests: 1'
+    code, out, _ = run('work', '--json')
+    assert json.loads(out)['jobs'][0]['id'] == job
+    assert json.loads(out)['status']['rollback'] is None
+
+
+@pytest.mark.parametrize('command', ['status', 'filter'])
+def test_whoever_reads_may_stop(shop, monkeypatch, capsys, command):
+    Path('new.csv').write_text('user,item\nuser003@shop.org,sku-1\n')
+    args = [command, '--workspace', 'ws'] + ['new.csv'] * (command == 'filter')
+    read, write = os.pipe()
+    os.close(read)  # As 'head' does.
+    with os.fdopen(write, 'w') as stdout:
+        monkeypatch.setattr(sys, 'stdout', stdout)
+        code = main(args)
+        # What the interpreter does at its end.
+        stdout.flush()
+    monkeypatch.undo()
+    error = capsys.readouterr().err
+    if command == 'status':
+        assert (code, error) == (0, '')
+    else:  # Not all of the table has come through.
+        assert (code, error) == (1, 'tgu: The output was not read to its end.\n')

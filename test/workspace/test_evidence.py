@@ -6,12 +6,13 @@ from hashlib import sha256
 import pytest
 
 from torch_geometric_unlearn.workspace import Workspace, verify
-from torch_geometric_unlearn.workspace.evidence import _json
+from torch_geometric_unlearn.workspace.evidence import json_bytes
 
 FILES = [
     'decisions.json',
     'events.json',
     'gates.json',
+    'index.html',
     'limits.txt',
     'lineage.json',
     'manifest.json',
@@ -60,10 +61,10 @@ def forge(bundle, name, change):
     path = bundle / name
     content = json.loads(path.read_text())
     change(content)
-    path.write_bytes(_json(content))
+    path.write_bytes(json_bytes(content))
     manifest = json.loads((bundle / 'manifest.json').read_text())
     manifest['files'][name] = sha256(path.read_bytes()).hexdigest()
-    (bundle / 'manifest.json').write_bytes(_json(manifest))
+    (bundle / 'manifest.json').write_bytes(json_bytes(manifest))
 
 
 @pytest.mark.parametrize('time', ['early', 'late'])
@@ -142,7 +143,7 @@ def test_a_file_left_out_of_the_manifest_is_found(bundle):
     content = json.loads((bundle / 'manifest.json').read_text())
     for name in [name for name in FILES if name != 'manifest.json']:
         rest = {k: v for k, v in content['files'].items() if k != name}
-        (bundle / 'manifest.json').write_bytes(_json(content | {'files': rest}))
+        (bundle / 'manifest.json').write_bytes(json_bytes(content | {'files': rest}))
         (bundle / name).rename(bundle.with_name('away'))
         with pytest.raises(ValueError, match='does not name the evidence'):
             verify(bundle)
@@ -170,7 +171,7 @@ def gate(content, name):
         (
             'gates.json',
             lambda c: gate(c, 'data').update(faults=['x'], verdict='fail'),
-            "the gates, which say 'fail'",
+            "came after them, which say 'fail'",
         ),
         ('gates.json', lambda c: c['attempts']['0'].pop(), 'all gates'),
         ('gates.json', lambda c: c['attempts'].clear(), 'all gates'),

@@ -46,7 +46,7 @@ class Shop(RuleBasedStateMachine):
     r"""What was asked, by whom, and what may be served."""
 
     make = clock = open = shop = data = None
-    failing, current = (), ''
+    failing, current, is_worse = (), '', False
 
     @initialize()
     def start(self):
@@ -56,6 +56,7 @@ class Shop(RuleBasedStateMachine):
         self.asked = {}  # Level and raw ids by client id.
         self.ended = set()  # Taken back or rejected.
         self.lifted = set()
+        self.dropped = set()  # Asked for the features as well.
         self.watermark, self.names = 0, 0
 
     def teardown(self):
@@ -74,24 +75,33 @@ class Shop(RuleBasedStateMachine):
         kind=st.sampled_from(sorted(KINDS)),
         number=numbers,
         again=st.booleans(),
+        drops=st.booleans(),
     )
-    def submit(self, kind, number, again):
+    def submit(self, kind, number, again, drops):
         level = {'takedown': 'item', 'correction': 'pair'}.get(kind, 'user')
-        self._submit(kind, level, self.raw(level, number), again)
+        raw, drops = self.raw(level, number), drops and kind == 'takedown'
+        if drops and raw in {x for _, x in self.asked.values()}:
+            # It may have been taken down without them before.
+            with suppress(ValueError):
+                self._submit(kind, level, raw, again, drop_features=True)
+        else:
+            self._submit(kind, level, raw, again, drop_features=drops)
 
     @rule(number=st.integers(0, 3))
     def submit_what_is_unknown(self, number):
         self._submit('erasure', 'user', f'nobody{number}@shop.org', False)
 
-    def _submit(self, kind, level, raw, again):
+    def _submit(self, kind, level, raw, again, **more):
         name = f'T-{self.names}'
         self.names += 1
         for _ in range(1 + again):
             info = self.ws.submit(
-                kind, **{f'{level}s': [raw]}, client_id=name, verified_by='crm'
+                kind, **{f'{level}s': [raw]}, client_id=name, verified_by='crm', **more
             )
         assert info.client_id == name
         self.asked[name] = level, raw
+        if more.get('drop_features'):
+            self.dropped.add(name)
         self.lifted.discard((level, raw))
 
     @rule(fails=st.sampled_from(['', 'first', 'all']))
@@ -102,9 +112,11 @@ class Shop(RuleBasedStateMachine):
         jobs = self.ws.work(now=True)
         type(self).failing = ()
         if fails == 'all':
-            assert all(job.version is None for job in jobs)
+            # A way back without old weights is a training, which has no gates.
+            made = [job for job in jobs if job.version is not None]
+            assert not any(job.gates for job in made)
             decided = self.ws.ledger.row("SELECT 1 FROM event WHERE kind = 'decided'")
-            assert decided or self.ws.status()['version'] == before
+            assert made or decided or self.ws.status()['version'] == before
 
     @rule(last=st.integers(1, 30))
     def die(self, last):
@@ -163,15 +175,41 @@ class Shop(RuleBasedStateMachine):
 
     @rule()
     def roll_back(self):
-        before = self.ws.status()['version']
-        with suppress(ValueError):  # Nothing to go back to.
-            assert self.ws.rollback('kim', 'a test') != before
+        before = self.ws.status()
+        assert self.ws.rollback('kim', 'a test') == self.ws.status()['version']
+        # Another version serves, or something is to make one.
+        after = self.ws.status()
+        assert after['rollback'] or after['version'] != before['version']
 
     @rule()
     def refresh(self):
         like = self.ws.load()[1]
         data = from_frame(self.ws.filter(to_frame(self.data)), split='split', like=like)
         self.ws.refresh(data, 'kim', 'a new month')
+
+    @rule()
+    def fail_softly(self):
+        type(self).is_worse = True
+        jobs = self.ws.work(now=True)
+        type(self).is_worse = False
+        for job in jobs:
+            assert job.verdict != 'nothing' or not job.gates
+            kept = [x for x in self.ws.attempts() if x.job == job.id]
+            assert len(kept) == len(job.gates)
+            assert not any(x.is_served for x in kept)
+
+    @rule(k=numbers)
+    def sign(self, k):
+        attempts = self.ws.attempts()
+        if attempts:
+            x = attempts[k % len(attempts)]
+            who = {'who': 'kim', 'why': 'as it is'}
+            self.ws.sign(x.job, x.number, although=x.unpassed, **who)
+            status = self.ws.status()
+            assert x.is_served or status['version'] == x.version
+            assert not any(y.job == x.job for y in self.ws.attempts())
+            states = {self.ws.book.info(number).state for number in x.requests}
+            assert states <= {'probation', 'completed'}
 
     @rule()
     def doctor(self):
@@ -233,6 +271,16 @@ class Shop(RuleBasedStateMachine):
                 assert not (lists == place).any()
 
     @invariant()
+    def features_stay_away(self):
+        if not hasattr(self, 'ws'):
+            return
+        _, served = self.ws.load()
+        for name in self.dropped - self.ended:
+            level, raw = self.asked[name]
+            if (level, raw) not in self.lifted:
+                assert not served['item'].x_text[int(raw[-2:])].any()
+
+    @invariant()
     def the_watermark_never_falls(self):
         if hasattr(self, 'ws'):
             watermark = self.ws.status()['watermark']
@@ -264,9 +312,13 @@ def test_any_order(make, clock, shop, data, quick, monkeypatch):
         figures = {'low': 0.0, 'high': 0.0, 'to_full': 0.0, 'num_pairs': 99.0}
         return lambda *_: gates.Gate(name, figures)
 
+    def utility(*_):
+        figures = {'low': -0.3, 'high': -0.2} if Bound.is_worse else {}
+        return gates.Gate('utility', good('utility')().figures | figures)
+
     real = gates.check_data
     monkeypatch.setattr(gates, 'check_data', check)
-    monkeypatch.setattr(gates, 'utility', good('utility'))
+    monkeypatch.setattr(gates, 'utility', utility)
     monkeypatch.setattr(gates, 'forget', good('forget'))
     monkeypatch.setattr(gates, 'attack', lambda *_: gates.Gate(
         'membership', {'low': 0.5, 'high': 0.5, 'num_pairs': 49.0}))  # fmt: skip

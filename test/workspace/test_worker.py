@@ -3,8 +3,10 @@ import json
 import pytest
 import torch
 
+from torch_geometric_unlearn.metrics.ranking import retained_ndcg
+from torch_geometric_unlearn.nn.models import Served
 from torch_geometric_unlearn.unlearn import EdgeDrop
-from torch_geometric_unlearn.workspace import gates, verify, worker
+from torch_geometric_unlearn.workspace import Workspace, gates, verify, worker
 from torch_geometric_unlearn.workspace.book import DAY
 
 CHAIN = ['PartialRetrain', 'Retrain']
@@ -168,6 +170,40 @@ def test_budgets(make, ask, data, shop, tmp_path, clock, rule):
     assert list(job.gates) == ['0 Retrain']
     ask(ws, users=[shop.user(int(busiest[1]))])
     assert ws.plan().methods == ['RowReset', 'Retrain']  # Spent no more.
+
+
+@pytest.mark.parametrize(('loss', 'spent'), [(0.0199, False), (0.0201, True)])
+def test_budget_of_utility(cheap, ask, shop, loss, spent):
+    ask(cheap, users=[shop.user(3)])
+    cheap.work(now=True)
+    service, full = cheap.versions.service, cheap.versions.last_full
+    data = cheap.versions.get_data(service['data'])
+    model = cheap.versions.get_model(service['id'])
+    users, ours = retained_ndcg(Served.of(model, data), data, cheap.settings.k)
+    # What the last training had reached, on these users and one that is no more.
+    best = torch.full_like(ours, float(ours.mean()) / (1 - loss))
+    users, best = torch.cat([users, torch.tensor([9_999])]), torch.cat([best, best[:1]])
+    best[-1] = 0.0
+    cheap.versions.save_full_ndcg(full['id'], users, best)
+    content = json.loads((cheap.root / 'workspace.json').read_text())
+    path = cheap.root / 'workspace.json'
+    path.write_text(json.dumps(content | {'max_loss': 0.02}))
+    ws = Workspace(cheap.root, shop.build, cheap.clock)
+    for i in (4, 5, 6):
+        ask(ws, users=[shop.user(i)])
+    assert ws.plan().methods == (['Retrain'] if spent else ['RowReset', 'Retrain'])
+
+
+def test_time_of_past_jobs_moves_the_deadline(cheap, ask, shop, clock):
+    ask(cheap, users=[shop.user(3)])
+    cheap.work(now=True)
+    with cheap.ledger.transaction():
+        cheap.ledger.write('UPDATE job SET created_at = finished_at - 43200')
+    ask(cheap, users=[shop.user(4)], due_days=5)
+    clock.wait(2.4)  # A day for a retraining, half for a job, and one as a margin.
+    assert cheap.plan().reason == 'nothing is due'
+    clock.wait(0.2)
+    assert cheap.plan().reason == 'a deadline is near'
 
 
 @pytest.fixture(autouse=True)

@@ -98,7 +98,7 @@ def atomic_save_all(
         try:
             for write, path in files:
                 remove_stale(folder, osp.basename(os.fspath(path)))
-                temps.append(_temp_path(path))
+                temps.append(temp_path(path))
                 _active.add(osp.abspath(temps[-1]))
                 with open(temps[-1], 'wb') as file:
                     write(file)
@@ -107,10 +107,10 @@ def atomic_save_all(
             for _, path in files[1:]:
                 with suppress(FileNotFoundError):
                     os.unlink(path)
-                _sync_folder(folder)
+                sync_folder(folder)
             for temp, (_, path) in zip(temps, files):
                 os.replace(temp, path)
-                _sync_folder(folder)
+                sync_folder(folder)
         except BaseException:
             for temp in temps:
                 with suppress(OSError):
@@ -127,8 +127,18 @@ def remove_stale(folder: str, name: str | None = None) -> None:
     Those of a running process on this machine stay, and those of other machines
     for one hour, as their processes can't be seen from here.
     """
+    for path in stale_paths(folder, name):
+        with suppress(OSError):
+            path.unlink()
+
+
+def stale_paths(folder: str, name: str | None = None) -> list[Path]:
+    r"""Returns what killed processes have left in :obj:`folder` under names of
+    :func:`temp_path`, files and folders, all or those for :obj:`name`.
+    """
     host, start = host_name(), '.+' if name is None else re.escape(name)
     pattern = re.compile(start + r'\.([^.]*)\.(\d+)(?:-\d+)?\.tmp', re.DOTALL)
+    out = []
     for path in Path(folder).iterdir():
         match = pattern.fullmatch(path.name)
         if match is None or osp.abspath(path) in _active:
@@ -137,7 +147,64 @@ def remove_stale(folder: str, name: str | None = None) -> None:
             is_old = time.time() - path.stat().st_mtime > _SECONDS_UNTIL_STALE
             is_ours = match[1] == host
             if is_old or (is_ours and not _is_running(int(match[2]))):
-                path.unlink()
+                out.append(path)
+    return out
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    r"""Gives a new folder beside :obj:`path` that takes its place at the end of the
+    block, whole or not at all.
+
+    A failing block leaves nothing behind, and a killed one a temporary folder that the
+    next call for the same :obj:`path` removes.
+
+    Args:
+        path (str or Path): The folder, which must not exist or be empty.
+
+    Raises:
+        FileExistsError: If it is not empty, also if it got something meanwhile.
+        OSError: If it can't be written; names the folder and the way out.
+    """
+    path = Path(osp.realpath(path))
+    folder = str(path.parent)
+    make_folder(folder)
+    for old in stale_paths(folder, path.name):
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
+    temp = Path(temp_path(path))
+    _active.add(str(temp))
+    try:
+        with explain_write_errors(folder):
+            os.mkdir(temp)
+            if path.exists():
+                temp.chmod(path.stat().st_mode)
+        yield temp
+        _put_in_place(temp, path)
+    except BaseException:
+        shutil.rmtree(temp, ignore_errors=True)
+        raise
+    finally:
+        _active.discard(str(temp))
+
+
+def _put_in_place(temp: Path, path: Path) -> None:
+    try:
+        if path.exists():
+            os.rmdir(path)  # Fails unless it is an empty folder.
+        os.rename(temp, path)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise FileExistsError(
+                f"'{path}' is not empty. Choose another folder."
+            ) from error
+        if error.errno == errno.EBUSY:
+            raise OSError(
+                errno.EBUSY,
+                f"'{path}' is in use, such as the place of another disk, and can't be "
+                f'replaced. Choose a new folder in it.',
+            ) from error
+        raise
+    sync_folder(str(path.parent))
 
 
 @contextmanager
@@ -173,7 +240,8 @@ def host_name() -> str:
     return re.sub(r'\W+', '-', platform.node())
 
 
-def _temp_path(path: str | os.PathLike[str]) -> str:
+def temp_path(path: str | os.PathLike[str]) -> str:
+    r"""Returns a name beside :obj:`path` that :func:`remove_stale` knows."""
     # The number keeps threads apart that write the same file.
     return f'{os.fspath(path)}.{host_name()}.{os.getpid()}-{next(_numbers)}.tmp'
 
@@ -197,7 +265,8 @@ def _is_running(pid: int) -> bool:
     return True
 
 
-def _sync_folder(folder: str) -> None:
+def sync_folder(folder: str) -> None:
+    r"""Flushes the names in a folder to disk, where that is possible."""
     if os.name != 'posix':
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -1,6 +1,6 @@
 r"""Deletion requests from day to day: what waits, what is served, what was done."""
 
-from .evidence import verify
+from .verification import verify
 from .workspace import Busy, Workspace
 
 __all__ = [

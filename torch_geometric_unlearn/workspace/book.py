@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from torch_geometric_unlearn.utils.check import check_choice, check_float
+from torch_geometric_unlearn.utils.check import check_bool, check_choice, check_float
 
-from .keys import decode, encode, keyed
-from .kinds import ENDS, LEVELS, STATES, kind_of
+from .keys import decode, encode, fingerprint, keyed
+from .kinds import ENDS, KINDS, LEVELS, STATES, kind_of
 from .ledger import Ledger
 
 DAY = 86_400.0
@@ -36,6 +36,7 @@ class RequestInfo:
         job (str, optional): The job that serves it.
         num_targets (int): How many users, items and pairs it names.
         num_pairs (int): Interactions that were erased for it.
+        drops_features (bool): Whether the features of its items are erased as well.
     """
 
     id: int
@@ -49,6 +50,7 @@ class RequestInfo:
     job: str | None
     num_targets: int
     num_pairs: int
+    drops_features: bool = False
 
 
 class Book:
@@ -65,6 +67,34 @@ class Book:
     ) -> None:
         self.ledger, self.key, self.clock = ledger, key, clock
 
+    def check_key(self, name: str) -> None:
+        r"""Raises if the key is another one than that of the digests in the ledger, and
+        notes what tells it where that was not done.
+
+        Args:
+            name (str): Its file, for the error.
+
+        Raises:
+            ValueError: If it is that of another workspace.
+        """
+        known = self.ledger.row("SELECT value FROM fact WHERE name = 'key'")
+        if known is None:  # A new ledger, or one of an earlier version.
+            sql = 'SELECT level, digest, raw FROM target WHERE raw IS NOT NULL'
+            row = self.ledger.row(sql)
+            raw = None if row is None else decode(row['level'], row['raw'])
+            is_own = row is None or row['digest'] == keyed(self.key, row['level'], raw)
+        else:
+            is_own = known['value'] == fingerprint(self.key)
+        if not is_own:
+            raise ValueError(
+                f"The key '{name}' is that of another workspace: with it nobody that "
+                f'was erased here would be known. Bring the right one back.'
+            )
+        if known is None:
+            sql = "INSERT OR IGNORE INTO fact VALUES ('key', ?)"
+            with self.ledger.transaction():
+                self.ledger.write(sql, fingerprint(self.key))
+
     def submit(
         self,
         kind: str,
@@ -74,6 +104,8 @@ class Book:
         received_at: float | None = None,
         due_days: float | None = None,
         to_review: str = '',
+        drop_features: bool = False,
+        absent: Iterable[str] = (),
     ) -> RequestInfo:
         r"""Accepts a request, in one transaction; the same one twice is one.
 
@@ -86,12 +118,20 @@ class Book:
             due_days (float, optional): Days to the deadline; that of the kind if not
                 given.
             to_review (str, optional): Why a person has to look at it first.
+            drop_features (bool, optional): Whether the features of its items are
+                erased as well.
+            absent (iterable, optional): Digests of those that are not in the data.
 
         Raises:
             ValueError: If an argument is wrong, or the name was used for another
                 request.
         """
         what = kind_of(kind)
+        if check_bool(drop_features, 'drop_features') and not what.may_drop:
+            may = [kind.name for kind in KINDS.values() if kind.may_drop]
+            raise ValueError(
+                f"'drop_features' is for requests of the kind {may} (got '{kind}')"
+            )
         now, received = self.clock(), received_at
         received = now if received is None else check_float(received, 'received_at', 0)
         if received > now + DAY:
@@ -111,7 +151,8 @@ class Book:
         check_text(client_id, 'client_id', ids)
         check_text(verified_by, 'verified_by', ids)
         days = what.days if due_days is None else check_float(due_days, 'due_days', 0)
-        content = sha256(json.dumps([kind, sorted(rows)]).encode()).hexdigest()
+        text = [kind, sorted(rows), *(['drop_features'] * drop_features)]
+        content = sha256(json.dumps(text).encode()).hexdigest()
         ledger = self.ledger
         with ledger.transaction():
             old = ledger.row('SELECT * FROM request WHERE client_id = ?', client_id)
@@ -122,9 +163,12 @@ class Book:
                         f'used for another one. Choose a new name.'
                     )
                 return self.info(old['id'])
+            if drop_features:
+                self._check_rows_known(rows, set(absent))
             number = ledger.write(
                 'INSERT INTO request (client_id, content, kind, state, received_at, '
-                'due_at, verified_by, outcome) VALUES (?, ?, ?, ?, ?, ?, ?, ?)',
+                'due_at, verified_by, outcome, accepted_at, drops_features) '
+                'VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)',
                 client_id,
                 content,
                 kind,
@@ -133,6 +177,8 @@ class Book:
                 received + days * DAY,
                 verified_by,
                 to_review or None,
+                now,
+                int(drop_features),
             )
             for digest, (level, raw) in rows.items():
                 ledger.write(
@@ -163,6 +209,26 @@ class Book:
             )
         return self.info(number)
 
+    def _check_rows_known(self, digests: Iterable[str], absent: set[str]) -> None:
+        r"""Raises if an item was erased before without its features: nobody can tell
+        any more which were its own.
+        """
+        sql = (
+            'SELECT t.outcome, r.state, r.drops_features AS dropped FROM target t JOIN '
+            'request r ON r.id = t.request WHERE t.digest = ? AND (t.outcome = '
+            "'erased' OR r.state = 'working') ORDER BY r.id DESC LIMIT 1"
+        )
+        for digest in digests:
+            row = self.ledger.row(sql, digest)
+            if row is None or row['dropped']:
+                continue
+            if row['state'] == 'working' or digest in absent:
+                raise ValueError(
+                    "'drop_features' comes too late for an item: it is erased already, "
+                    "and its features can't be told from those of others any more. "
+                    "Set them to zero in new data, and call 'refresh'."
+                )
+
     def info(self, number: int) -> RequestInfo:
         r"""Returns what is known of a request.
 
@@ -177,7 +243,10 @@ class Book:
         )
         if row is None:
             raise ValueError(f'There is no request {number}')
-        values = dict(row) | {'num_pairs': int(row['num_pairs'])}
+        values = dict(row) | {
+            'num_pairs': int(row['num_pairs']),
+            'drops_features': bool(row['drops_features']),
+        }
         names = RequestInfo.__dataclass_fields__
         return RequestInfo(**{name: values[name] for name in names})
 
@@ -281,8 +350,9 @@ class Book:
         r"""Returns the targets of requests that are not finished."""
         chosen = json.dumps(list(numbers))
         return self.ledger.rows(
-            'SELECT * FROM target WHERE raw IS NOT NULL AND request IN '
-            '(SELECT value FROM json_each(?)) ORDER BY request, digest',
+            'SELECT t.*, r.drops_features FROM target t JOIN request r ON '
+            'r.id = t.request WHERE t.raw IS NOT NULL AND t.request IN '
+            '(SELECT value FROM json_each(?)) ORDER BY t.request, t.digest',
             chosen,
         )
 
@@ -293,9 +363,19 @@ class Book:
             'UPDATE request SET finished_at = ? WHERE id = ?', self.clock(), number
         )
 
+    def without_features(self) -> set[str]:
+        r"""Returns the digests of items that must not come back with features."""
+        rows = self.ledger.rows(
+            'SELECT s.digest FROM suppression s JOIN target t ON t.digest = s.digest '
+            'JOIN request r ON r.id = t.request WHERE s.lifted_at IS NULL AND '
+            "s.level = 'item' AND r.drops_features AND r.state NOT IN "
+            "('rejected', 'cancelled')"
+        )
+        return {row['digest'] for row in rows}
+
     def _set(self, number: int, state: str, outcome: str | None) -> None:
         self.ledger.write(
-            'UPDATE request SET state = ?, outcome = ? WHERE id = ?',
+            'UPDATE request SET state = ?, outcome = ?, attempts = 0 WHERE id = ?',
             state,
             outcome,
             number,

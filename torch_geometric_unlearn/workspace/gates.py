@@ -24,7 +24,11 @@ from torch_geometric_unlearn.nn.models import Served
 from torch_geometric_unlearn.utils.check import check_choice
 from torch_geometric_unlearn.utils.topk import topk_items
 
+from .content import feature_rows
+
 PASS, FAIL, INCONCLUSIVE = 'pass', 'fail', 'inconclusive'
+#: The verdict on a version that a person has signed for.
+SIGNED = 'signed'
 HARD = ('data', 'integrity')
 NAMES = (*HARD, 'utility', 'forget', 'membership')
 #: With fewer pairs than these an attack says nothing.
@@ -153,6 +157,48 @@ def check_data(
     return Gate('data', faults=faults)
 
 
+def features_left(
+    before: tuple[Any, HeteroData],
+    after: tuple[Any, HeteroData],
+    items: list[int],
+    files: Mapping[str, bytes],
+) -> list[str]:
+    r"""Returns where the features of dropped items are left, for the data gate.
+
+    Args:
+        before (tuple): The model that a version came from, and its data.
+        after (tuple): The version and its data, as they were stored.
+        items (list): The items.
+        files (dict): Content of the files by name.
+    """
+    (old, data), (new, rest) = before, after
+    faults, words, num_users = [], set(), schema.num_users(data)
+    kept = torch.ones(schema.num_items(data), dtype=torch.bool)
+    kept[items] = False
+    for name, x in schema.features(data).items():
+        if (rest[schema.ITEM][f'x_{name}'][items] != 0).any():
+            faults.append(f"features of dropped items in 'x_{name}' of the data")
+        # Others may look the same, such as those without a picture.
+        others = {row.tobytes() for row in x[kept].numpy()}
+        words |= {row.tobytes() for row in x[items].numpy() if row.any()} - others
+    for edge_type in rest.edge_types:
+        if edge_type[0] == edge_type[2] == schema.ITEM:
+            ends = rest[edge_type].edge_index
+            if torch.isin(ends, torch.tensor(items)).any():
+                faults.append(f"dropped items in the graph '{'__'.join(edge_type)}'")
+    tables = (feature_rows(model, items, num_users) for model in (old, new))
+    for (was, rows), (now, _) in zip(*tables):
+        then, here = was.detach()[rows], now.detach()[rows]
+        # A few steps away from what they were they still tell it.
+        if ((here - then).norm(dim=1) < 0.5 * then.norm(dim=1)).any():
+            faults.append('features of dropped items in a table of the model')
+        words |= {row.tobytes() for row in then.cpu().numpy() if row.any()}
+    for name, content in files.items():
+        if any(word in content for word in words):
+            faults.append(f'features of dropped items in the {name}')
+    return faults
+
+
 def check_integrity(
     served: Served, reloaded: Served, watermarks: tuple[int, int]
 ) -> Gate:
@@ -197,11 +243,19 @@ def utility(
         change = Difference.of((ours - theirs) / theirs.mean(), users)
         figures |= {'change': change.value, 'low': change.low, 'high': change.high}
     if full is not None:
-        known = torch.isin(users, full[0])
-        same = full[1][torch.isin(full[0], users)]
-        if known.any() and same.mean() > 0:
-            figures['to_full'] = float(ours[known].mean() / same.mean()) - 1
+        figures['to_full'] = to_full(users, ours, full)
     return Gate('utility', figures | {'num_users': float(users.numel())})
+
+
+def to_full(users: Tensor, ndcg: Tensor, full: tuple[Tensor, Tensor]) -> float:
+    r"""Returns the relative change of the mean NDCG@K of some users int64 :obj:`[n]`
+    since a full training, over those that both know; NaN without any.
+    """
+    known = torch.isin(users, full[0])
+    same = full[1][torch.isin(full[0], users)]
+    if not known.any() or same.mean() <= 0:
+        return math.nan
+    return float(ndcg[known].mean() / same.mean()) - 1
 
 
 def forget(served: Served, marked: HeteroData, k: int) -> Gate:

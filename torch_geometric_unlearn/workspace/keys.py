@@ -8,22 +8,43 @@ import hmac
 import json
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from torch_geometric_unlearn.utils.files import (
+    explain_write_errors,
+    sync_folder,
+    temp_path,
+)
 
 from .kinds import LEVELS
 
 
 def make_key(path: Path) -> None:
-    r"""Writes a new key that only its owner may read.
+    r"""Writes a new key that only its owner may read, whole or not at all.
 
     Raises:
         FileExistsError: If there is a file already.
     """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-    descriptor = os.open(path, flags, 0o600)
-    with os.fdopen(descriptor, 'w') as file:
-        file.write(secrets.token_hex(32) + '\n')
+    temp = temp_path(path)
+    with explain_write_errors(str(path.parent)):
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        try:
+            with os.fdopen(os.open(temp, flags, 0o600), 'w') as file:
+                file.write(secrets.token_hex(32) + '\n')
+                file.flush()
+                os.fsync(file.fileno())
+            try:
+                os.link(temp, path)  # Whole or not at all, and never over another.
+            except PermissionError:  # A file system without links.
+                if path.exists():
+                    raise
+                os.rename(temp, path)
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(temp)
+        sync_folder(str(path.parent))
 
 
 def read_key(path: Path) -> bytes:
@@ -76,3 +97,8 @@ def keyed(key: bytes, level: str, raw: Any) -> str:
     assert level in LEVELS
     text = f'{level}\n{encode(level, raw)}'
     return hmac.new(key, text.encode(), 'sha256').hexdigest()
+
+
+def fingerprint(key: bytes) -> str:
+    r"""Returns what tells keys apart, and nothing about them."""
+    return hmac.new(key, b'fingerprint', 'sha256').hexdigest()

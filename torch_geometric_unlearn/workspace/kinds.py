@@ -22,12 +22,14 @@ class Kind:
         days (int): Days from receipt to the default deadline.
         levels (tuple): What it may name.
         retrains (bool): Whether the model is trained from scratch, not unlearned.
+        may_drop (bool): Whether it may ask to erase the features of its items as well.
     """
 
     name: str
     days: int
     levels: tuple[str, ...]
     retrains: bool = False
+    may_drop: bool = False
 
 
 KINDS = {
@@ -35,7 +37,7 @@ KINDS = {
     for kind in (
         Kind('erasure', 30, ('user', 'item', 'pair')),
         Kind('consent', 30, ('user', 'pair')),
-        Kind('takedown', 7, ('item',)),
+        Kind('takedown', 7, ('item',), may_drop=True),
         Kind('correction', 90, ('pair',)),
         Kind('cleanup', 3, ('user', 'item', 'pair'), retrains=True),
     )

@@ -11,16 +11,37 @@ from pathlib import Path
 from typing import Any
 
 #: Rises with the tables; a file of a later version is refused.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_ATTEMPT = """
+CREATE TABLE attempt (
+    job TEXT NOT NULL REFERENCES job, number INTEGER NOT NULL, method TEXT NOT NULL,
+    version TEXT NOT NULL, data TEXT NOT NULL, parent TEXT NOT NULL,
+    parent_data TEXT NOT NULL, state TEXT NOT NULL, PRIMARY KEY (job, number));
+"""
 #: The steps from one version to the next, by the version that they start from.
-MIGRATIONS: dict[int, str] = {}
+MIGRATIONS: dict[int, str] = {
+    1: """
+ALTER TABLE request ADD COLUMN accepted_at REAL;
+UPDATE request SET accepted_at = received_at;
+ALTER TABLE request ADD COLUMN attempts INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE request ADD COLUMN drops_features INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE job ADD COLUMN replays INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE job ADD COLUMN data TEXT;
+ALTER TABLE job ADD COLUMN losses TEXT;
+CREATE TABLE fact (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+"""
+    + _ATTEMPT
+}
+#: Seconds by which a clock may be set back without a word [ours].
+TOLERANCE = 3_600.0
 _START = '0' * 64
 _TABLES = """
 CREATE TABLE request (
     id INTEGER PRIMARY KEY, client_id TEXT NOT NULL UNIQUE, content TEXT NOT NULL,
     kind TEXT NOT NULL, state TEXT NOT NULL, received_at REAL NOT NULL,
     due_at REAL NOT NULL, verified_by TEXT NOT NULL, outcome TEXT, job TEXT,
-    finished_at REAL);
+    finished_at REAL, accepted_at REAL, attempts INTEGER NOT NULL DEFAULT 0,
+    drops_features INTEGER NOT NULL DEFAULT 0);
 CREATE INDEX request_state ON request (state);
 CREATE TABLE target (
     request INTEGER NOT NULL REFERENCES request, level TEXT NOT NULL,
@@ -34,7 +55,8 @@ CREATE TABLE job (
     id TEXT PRIMARY KEY, parent TEXT NOT NULL, requests TEXT NOT NULL,
     methods TEXT NOT NULL, state TEXT NOT NULL, attempts INTEGER NOT NULL,
     created_at REAL NOT NULL, finished_at REAL, verdict TEXT, pairs TEXT,
-    num_pairs INTEGER, version TEXT, bundled_at REAL);
+    num_pairs INTEGER, version TEXT, bundled_at REAL,
+    replays INTEGER NOT NULL DEFAULT 0, data TEXT, losses TEXT);
 CREATE TABLE version (
     id TEXT PRIMARY KEY, parent TEXT, job TEXT, data TEXT NOT NULL, state TEXT NOT NULL,
     watermark INTEGER NOT NULL, is_full INTEGER NOT NULL, created_at REAL NOT NULL);
@@ -48,6 +70,7 @@ CREATE TABLE gate (
 CREATE TABLE review (
     id INTEGER PRIMARY KEY, request INTEGER NOT NULL, at REAL NOT NULL,
     who TEXT NOT NULL, decision TEXT NOT NULL, reason TEXT NOT NULL);
+CREATE TABLE fact (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE event (
     id INTEGER PRIMARY KEY, at REAL NOT NULL, kind TEXT NOT NULL, body TEXT NOT NULL,
     hash TEXT NOT NULL);
@@ -55,7 +78,7 @@ CREATE TRIGGER event_is_final BEFORE UPDATE ON event
 BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
 CREATE TRIGGER event_stays BEFORE DELETE ON event
 BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
-"""
+""" + _ATTEMPT
 
 
 class Ledger:
@@ -141,16 +164,34 @@ class Ledger:
 
     def rows(self, sql: str, *values: Any) -> list[sqlite3.Row]:
         r"""Returns the rows of a query."""
-        return self.db.execute(sql, values).fetchall()
+        with self._explained():
+            return self.db.execute(sql, values).fetchall()
 
     def row(self, sql: str, *values: Any) -> sqlite3.Row | None:
         r"""Returns the first row of a query, or nothing."""
-        return self.db.execute(sql, values).fetchone()
+        with self._explained():
+            return self.db.execute(sql, values).fetchone()
 
     def write(self, sql: str, *values: Any) -> int:
         r"""Runs a statement inside a transaction and returns the id of a new row."""
         assert self.db.in_transaction
-        return int(self.db.execute(sql, values).lastrowid or 0)
+        with self._explained():
+            return int(self.db.execute(sql, values).lastrowid or 0)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            if type(error) is not sqlite3.DatabaseError:  # Locked, a full disk, ...
+                raise
+            raise self._damaged(str(error)) from error
+
+    def _damaged(self, why: str) -> ValueError:
+        return ValueError(
+            f"The ledger '{self.path}' is damaged ({why}). Bring back a copy, and "
+            f'submit again what came in since.'
+        )
 
     def event(self, at: float, kind: str, **body: Any) -> None:
         r"""Appends an event to the chain. It must hold no raw id."""
@@ -167,24 +208,61 @@ class Ledger:
         row = self.row('SELECT hash FROM event ORDER BY id DESC LIMIT 1')
         return _START if row is None else row['hash']
 
+    def check_pages(self) -> None:
+        r"""Raises a :class:`ValueError` if the file is damaged."""
+        found = [row[0] for row in self.rows('PRAGMA quick_check')]
+        if found != ['ok']:
+            raise self._damaged(found[0])
+
+    def check_clock(self, now: float) -> None:
+        r"""Raises if the clock was set back by more than an hour: deadlines and
+        probations would be counted from a time to come. A decision to go by it
+        (the event :obj:`'clock_set'`) makes what was before it count no more.
+
+        Raises:
+            ValueError: If so; says by how much.
+        """
+        last = self.row(
+            'SELECT MAX(at) AS at FROM event WHERE id >= '
+            "(SELECT COALESCE(MAX(id), 0) FROM event WHERE kind = 'clock_set')"
+        )
+        ahead = 0.0 if last is None or last['at'] is None else last['at'] - now
+        if ahead > TOLERANCE:
+            raise ValueError(
+                f'The clock was set back: the last event is {ahead / 3_600:,.1f} hours '
+                f"ahead of it. Set it right; or, if it is right now, say so with 'tgu "
+                f"clock'."
+            )
+
     def check_chain(self, head: str | None = None) -> int:
         r"""Returns the number of events.
 
         Args:
-            head (str, optional): An earlier :attr:`head`, which must be among them.
-                (default: :obj:`None`)
+            head (str, optional): As for :meth:`check_head`. (default: :obj:`None`)
 
         Raises:
             ValueError: If one was changed or taken out; says which.
         """
         events = [dict(row) for row in self.rows('SELECT * FROM event ORDER BY id')]
         check_chain(events)
-        if head not in (None, _START, *(row['hash'] for row in events)):
+        self.check_head(head)
+        return len(events)
+
+    def check_head(self, head: str | None) -> None:
+        r"""Raises if an event is missing that there was.
+
+        Args:
+            head (str, optional): An earlier :attr:`head`, if one is known.
+
+        Raises:
+            ValueError: If it is none of an event.
+        """
+        sql = 'SELECT 1 FROM event WHERE hash = ? ORDER BY id DESC LIMIT 1'
+        if head not in (None, _START) and self.row(sql, head) is None:
             raise ValueError(
                 'The last events of the chain are missing. If the ledger is an older '
                 'copy, requests that came in since are lost: bring the newer one back.'
             )
-        return len(events)
 
     def close(self) -> None:
         r"""Closes the file."""

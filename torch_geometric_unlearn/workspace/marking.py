@@ -41,7 +41,7 @@ def mark(
     named: dict[int, dict[str, list[Any]]] = {}
     known = {kind: ws.versions.internal(kind) for kind in (schema.USER, schema.ITEM)}
     num_items = schema.num_items(data)
-    codes = schema.pair_codes(_all_pairs(data), num_items).sort()[0]
+    codes = schema.pair_codes(all_pairs(data), num_items).sort()[0]
     for target in ws.book.targets(numbers):
         level = target['level']
         raw = decode(level, target['raw'])
@@ -112,8 +112,8 @@ def remark(before: HeteroData, after: HeteroData) -> HeteroData:
         gone = [i for i, (old, new) in enumerate(ids) if _is_gone(old, new)]
         if gone:
             marked = _TRANSFORMS[kind](gone)(marked)
-    codes = schema.pair_codes(_all_pairs(after), num_items)
-    pairs = _all_pairs(before)
+    codes = schema.pair_codes(all_pairs(after), num_items)
+    pairs = all_pairs(before)
     lost = pairs[:, ~torch.isin(schema.pair_codes(pairs, num_items), codes)]
     return ForgetInteractions(lost)(marked) if lost.numel() else marked
 
@@ -122,7 +122,8 @@ def _is_gone(old: Any, new: Any) -> bool:
     return is_erased(new) and not is_erased(old)
 
 
-def _all_pairs(data: HeteroData) -> Tensor:
+def all_pairs(data: HeteroData) -> Tensor:
+    r"""Returns all pairs int64 :obj:`[2, n]`, held out or not."""
     parts = [data[schema.EDGE_TYPE].edge_index]
     return torch.cat(parts + [schema.held_out(data, s) for s in schema.SPLITS], dim=1)
 
@@ -145,7 +146,7 @@ def pooled(marked: HeteroData, earlier: list[dict[str, Any]]) -> HeteroData:
     if not earlier:
         return marked
     num_items = schema.num_items(marked)
-    known = schema.pair_codes(_all_pairs(marked), num_items)
+    known = schema.pair_codes(all_pairs(marked), num_items)
 
     def pairs(split: str) -> Tensor:
         parts = [torch.tensor(part[split]).view(2, -1).long() for part in earlier]

@@ -2,15 +2,21 @@ r"""Which requests are due, and how they are served."""
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import Request
+from torch_geometric_unlearn.metrics.ranking import retained_ndcg
+from torch_geometric_unlearn.nn.models import Served
 
+from . import gates
 from .book import DAY, RequestInfo
 from .kinds import KINDS
 from .marking import mark
+from .surges import find_surge
 
 if TYPE_CHECKING:
     from .workspace import Workspace
@@ -27,6 +33,8 @@ class Plan:
         is_surge (bool): Whether a person has to look at the requests instead.
         decides (bool): Whether it trains a model from scratch because the gates of
             promoted ones could not be told before a deadline.
+        replays (bool): Whether it completes a rollback: erases from older weights
+            what was erased since.
     """
 
     reason: str
@@ -34,18 +42,22 @@ class Plan:
     methods: list[str] = field(default_factory=list)
     is_surge: bool = False
     decides: bool = False
+    replays: bool = False
 
 
 def plan(ws: Workspace, now: bool = False) -> Plan:
     r"""Returns what is due, or with :obj:`now` what could be done."""
     time, settings = ws.clock(), ws.settings
-    margin = DAY + _retrain_seconds(ws)
+    margin = DAY + _retrain_seconds(ws) + _job_seconds(ws)
     open_ = ws.ledger.row(
         'SELECT MIN(r.due_at) AS due FROM request r JOIN job j ON j.id = r.job '
         "WHERE r.state = 'probation' AND j.verdict = 'inconclusive'"
     )
     if open_ is not None and open_['due'] is not None and open_['due'] - margin <= time:
         return Plan('gates could not be told before a deadline', decides=True)
+    if (row := pending(ws)) is not None:
+        numbers, methods = (json.loads(row[key]) for key in ('requests', 'methods'))
+        return Plan('a rollback is to be completed', numbers, methods, replays=True)
     waiting = ws.book.requests('queued')
     if not waiting:
         return Plan('nothing is waiting')
@@ -53,20 +65,11 @@ def plan(ws: Workspace, now: bool = False) -> Plan:
     marked, outcomes = mark(ws, numbers)
     if rest := sorted(set(numbers) - {number for number, _ in outcomes}):
         return Plan('together they ask for everything', rest, is_surge=True)
+    if (surge := find_surge(ws)) is not None:
+        return Plan(*surge, is_surge=True)
     request = Request.of(marked)
     num_pairs = request.pairs.size(1)
     num_nodes = request.users.numel() + request.items.numel()
-    total = marked[schema.EDGE_TYPE].edge_index.size(1)
-    recent = [info.id for info in waiting if info.received_at > time - DAY]
-    fresh = [info for info in recent if not _was_reviewed(ws, info)]
-    if fresh:
-        served = _erased_since(ws, time - DAY)
-        share = Request.of(mark(ws, fresh)[0]).pairs.size(1) + served
-        share /= total + served
-        if share > settings.surge_share:
-            reason = f'surge: {share:.1%} of all interactions in a day'
-            return Plan(reason, fresh, is_surge=True)
-    methods = _methods(ws, waiting, num_pairs)
     first = min(info.due_at for info in waiting)
     oldest = min(info.received_at for info in waiting)
     rules = {
@@ -78,7 +81,7 @@ def plan(ws: Workspace, now: bool = False) -> Plan:
     }
     for reason, fires in rules.items():
         if fires:
-            return Plan(reason, numbers, methods)
+            return Plan(reason, numbers, _methods(ws, waiting, num_pairs))
     return Plan('nothing is due')
 
 
@@ -92,23 +95,22 @@ def _retrain_seconds(ws: Workspace) -> float:
     return DAY if row is None or row['seconds'] is None else row['seconds']
 
 
-def _erased_since(ws: Workspace, time: float) -> int:
-    r"""Returns how many pairs of requests that came since then are erased already,
-    without those that a person has looked at.
+def _job_seconds(ws: Workspace) -> float:
+    r"""Returns the seconds of the longest of the last ten jobs, without those that a
+    person has had to sign for before they ended.
     """
     row = ws.ledger.row(
-        'SELECT TOTAL(t.pairs) AS n FROM target t JOIN request r ON r.id = t.request '
-        "WHERE r.received_at > ? AND r.state IN ('probation', 'completed') AND r.id "
-        "NOT IN (SELECT request FROM review WHERE decision = 'queued')",
-        time,
+        'SELECT MAX(seconds) AS seconds FROM (SELECT finished_at - created_at AS '
+        "seconds FROM job WHERE state = 'done' AND version IS NOT NULL AND id NOT IN "
+        "(SELECT job FROM attempt WHERE state = 'promoted') "
+        'ORDER BY finished_at DESC LIMIT 10)'
     )
-    assert row is not None
-    return int(row['n'])
+    return 0.0 if row is None or row['seconds'] is None else max(row['seconds'], 0.0)
 
 
-def _was_reviewed(ws: Workspace, number: int) -> bool:
-    sql = "SELECT 1 FROM review WHERE request = ? AND decision = 'queued'"
-    return ws.ledger.row(sql, number) is not None
+def pending(ws: Workspace) -> Any:
+    r"""Returns the job that completes a rollback, a row of the ledger, if one waits."""
+    return ws.ledger.row("SELECT * FROM job WHERE state = 'waiting'")
 
 
 def _methods(ws: Workspace, waiting: list[RequestInfo], num_pairs: int) -> list[str]:
@@ -130,6 +132,20 @@ def _methods(ws: Workspace, waiting: list[RequestInfo], num_pairs: int) -> list[
         since['updates'] >= settings.max_updates
         or erased > settings.max_erased * (total + since['erased'])
         or ws.clock() - full['created_at'] > settings.max_days * DAY
+        or _loss(ws) > settings.max_loss
     )
     chain = ['Retrain'] if spent else [settings.method, 'Retrain']
     return list(dict.fromkeys(chain))
+
+
+def _loss(ws: Workspace) -> float:
+    r"""Returns the share of the NDCG@K at the last full training that the model in
+    service lacks, on the same users; 0 if that is not known.
+    """
+    service, full = ws.versions.service, ws.versions.full_ndcg()
+    if service['is_full'] or full is None:
+        return 0.0
+    data = ws.versions.get_data(service['data'])
+    served = Served.of(ws.versions.get_model(service['id']), data)
+    change = gates.to_full(*retained_ndcg(served, data, ws.settings.k), full)
+    return 0.0 if math.isnan(change) else -change

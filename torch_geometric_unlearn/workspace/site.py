@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from datetime import datetime, timezone
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from markupsafe import Markup
-
-from torch_geometric_unlearn.report.html import Cell, environment, grid
+from torch_geometric_unlearn.report.html import Cell, grid
 from torch_geometric_unlearn.utils.files import atomic_save, make_folder
 
-from .book import DAY
-from .gates import FAIL, INCONCLUSIVE, LIMITS, PASS
+from .attempts import kept, signatures
+from .gates import FAIL, INCONCLUSIVE, PASS, SIGNED
 from .kinds import STATES
+from .page import SIGNS, gates_table, render_page, span, utc
 
 if TYPE_CHECKING:
     from .workspace import Workspace
@@ -31,33 +30,43 @@ MEANINGS = {
     'rejected': 'ended by a review',
     'cancelled': 'ended by a person before any work',
 }
-VERDICTS = (PASS, FAIL, INCONCLUSIVE, 'nothing')
-_SIGNS = {PASS: '✓', FAIL: '✗', INCONCLUSIVE: '?', 'nothing': '–', None: '…'}
+VERDICTS = (PASS, FAIL, INCONCLUSIVE, SIGNED, 'nothing')
+PAGE, METRICS = 'site/index.html', 'metrics.prom'
 #: States from which a request still has to be unlearned.
 _OPEN = "('queued', 'review', 'held', 'working')"
-_MOST, _WIDTH = 20, 160
+_MOST = 20
 
 
-def utc(seconds: float) -> str:
-    r"""Returns a time in words, to the minute."""
-    return datetime.fromtimestamp(seconds, timezone.utc).strftime('%Y-%m-%d %H:%M UTC')
+def write_site(ws: Workspace, name: str | None = None) -> Path:
+    r"""Writes :obj:`site/index.html` and :obj:`metrics.prom`, and returns the page.
 
-
-def span(seconds: float) -> str:
-    r"""Returns how long something takes, in days or hours."""
-    days = abs(seconds) / DAY
-    return f'{days:.1f} days' if days >= 1 else f'{24 * days:.1f} hours'
-
-
-def write_site(ws: Workspace) -> Path:
-    r"""Writes :obj:`site/index.html` and :obj:`metrics.prom`, and returns the page."""
+    Args:
+        ws (Workspace): The workspace.
+        name (str, optional): What its folder will be called, if it has another name
+            now. (default: :obj:`None`)
+    """
     content = collect(ws)
-    page = ws.root / 'site' / 'index.html'
+    if name is not None:
+        content['name'] = name
+    page = ws.root / PAGE
     make_folder(str(page.parent))
-    files = {page: render(content), ws.root / 'metrics.prom': metrics(content)}
+    files = {page: render(content), ws.root / METRICS: metrics(content)}
     for path, text in files.items():
         _write(path, text.encode())
     return page
+
+
+def outdated(ws: Workspace) -> list[str]:
+    r"""Returns the names of the files that do not follow from the ledger as it is."""
+    head, out = ws.ledger.head, []
+    for name in (PAGE, METRICS):
+        try:
+            text = (ws.root / name).read_text('utf-8')
+        except (FileNotFoundError, UnicodeDecodeError):
+            text = ''
+        if head not in text:
+            out.append(name)
+    return out
 
 
 def _write(path: Path, text: bytes) -> None:
@@ -87,6 +96,7 @@ def collect(ws: Workspace) -> dict[str, Any]:
     states = ledger.rows('SELECT state, COUNT(*) AS n FROM version GROUP BY 1')
     return {
         'now': ws.clock(),
+        'head': ledger.head,
         'name': ws.root.resolve().name,
         'status': ws.status(),
         'requests': [ws.book.info(row['id']) for row in due],
@@ -94,6 +104,10 @@ def collect(ws: Workspace) -> dict[str, Any]:
         'versions': {row['state']: row['n'] for row in states},
         'jobs': [_job(ws, dict(row)) for row in jobs],
         'last_job': None if last is None else dict(last),
+        'attempts': [
+            asdict(attempt) | {'report': attempt.report.relative_to(ws.root)}
+            for attempt in kept(ws)
+        ],
     }
 
 
@@ -108,8 +122,12 @@ def _job(ws: Workspace, job: dict[str, Any]) -> dict[str, Any]:
         for row in rows
     ]
     page = ws.root / 'evidence' / job['id'] / 'report.html'
-    requests = json.loads(job['requests'])
-    return job | {'gates': gates, 'requests': requests, 'has_report': page.is_file()}
+    return job | {
+        'gates': gates,
+        'requests': json.loads(job['requests']),
+        'has_report': page.is_file(),
+        'signatures': signatures(ws, job['id']),
+    }
 
 
 # Figures for a monitor ----------------------------------------------------------------
@@ -163,7 +181,7 @@ def metrics(content: dict[str, Any]) -> str:
         for labels, value in values.items():
             number = 'NaN' if math.isnan(value) else f'{value:.15g}'
             lines.append(f'tgu_{name}{labels} {number}')
-    return '\n'.join([*lines, ''])
+    return '\n'.join([*lines, f'# ledger {content["head"]}', ''])
 
 
 def _label(name: str, value: str) -> str:
@@ -175,26 +193,27 @@ def _label(name: str, value: str) -> str:
 
 def render(content: dict[str, Any]) -> str:
     r"""Returns the page."""
-    template = environment('torch_geometric_unlearn.workspace').get_template(
-        'site.html'
-    )
-    return template.render(
-        name=content['name'],
+    return render_page(
+        'site.html',
+        title=f'Deletion requests: {content["name"]}',
         now=utc(content['now']),
+        ledger=content['head'],
         status=content['status'],
         headline=_headline(content),
         states=_states(content),
         deadlines=_deadlines(content),
+        attempts=content['attempts'],
         num_waiting=sum(content['status']['requests'].get(x, 0) for x in STATES[:4]),
         served=_served(content),
         jobs=[
             {
                 'id': job['id'],
-                'title': f'{_SIGNS[job["verdict"]]} {job["verdict"] or job["state"]}',
+                'title': f'{SIGNS[job["verdict"]]} {job["verdict"] or job["state"]}',
                 'when': utc(job['finished_at'] or job['created_at']),
                 'num_requests': len(job['requests']),
                 'has_report': job['has_report'],
-                'table': _gates(job),
+                'signatures': job['signatures'],
+                'table': gates_table(job['gates']),
             }
             for job in content['jobs']
         ],
@@ -206,7 +225,8 @@ def _headline(content: dict[str, Any]) -> tuple[str, str]:
     status = content['status']
     review = status['requests'].get('review', 0)
     if status['overdue']:
-        return 'outside', f'✗ Overdue: {status["overdue"]}'
+        more = f'; a person has to decide: {review}' if review else ''
+        return 'outside', f'✗ Overdue: {status["overdue"]}{more}'
     if review:
         return 'unclear', f'? A person has to decide: {review}'
     if status['next_deadline'] is None:
@@ -232,7 +252,8 @@ def _deadlines(content: dict[str, Any]) -> Any:
             words = Cell(f'overdue by {span(rest)}', 'failed')
         name = Cell(f'{info.id}', small=info.client_id)
         why = Cell(info.state, small=info.outcome or '')
-        rows.append([name, words, utc(info.due_at), info.kind, why, info.num_targets])
+        when = Cell(utc(info.due_at), 'when')
+        rows.append([name, words, when, info.kind, why, info.num_targets])
     head: list[Any] = [('Request', 'your name for it'), 'Due', 'Date', 'Kind', 'State']
     return grid([*head, 'Subjects'], rows)
 
@@ -244,7 +265,7 @@ def _served(content: dict[str, Any]) -> Any:
             row['state'],
             row['watermark'],
             'full training' if row['is_full'] else 'unlearned',
-            utc(row['at']),
+            Cell(utc(row['at']), 'when'),
             Cell(row['who'], small=row['why']),
         ]
         for row in content['served']
@@ -258,61 +279,3 @@ def _served(content: dict[str, Any]) -> Any:
         'By whom',
     ]
     return grid(head, rows, 'Newest first; the first one is served', 0)
-
-
-def _gates(job: dict[str, Any]) -> Any:
-    rows = []
-    for gate in job['gates']:
-        kind = 'failed' if gate['verdict'] == FAIL else ''
-        verdict = Cell(f'{_SIGNS[gate["verdict"]]} {gate["verdict"]}', kind)
-        rows.append([gate['name'], gate['attempt'], verdict, *_interval(gate)])
-    return grid(['Gate', 'Method', 'Verdict', 'Interval', 'Figures'], rows)
-
-
-def _interval(gate: dict[str, Any]) -> tuple[Any, Any]:
-    r"""Returns a small plot of the interval over what is allowed, and its figures."""
-    figures = gate['figures']
-    if not figures:
-        return Cell('–', 'soft'), '; '.join(gate['faults']) or 'nothing found'
-    low, high = figures.get('low'), figures.get('high')
-    if low is None or high is None:
-        return Cell('–', 'soft'), 'too few to tell'
-    middle = 0.5 if gate['name'] == 'membership' else 0.0
-    limit = LIMITS['service' if gate['name'] == 'utility' else gate['name']]
-    top = math.inf if gate['name'] == 'utility' else middle + limit
-    words, small = f'{_points(low)} to {_points(high)}', ''
-    allowed = f'{_points(middle - limit)} to {_points(top)}'
-    if math.isinf(top):
-        allowed = f'{_points(middle - limit)} or more'
-    if figures.get('to_full') is not None:
-        small = f'; to the last full training {_points(figures["to_full"])}, allowed: '
-        small += f'{_points(-LIMITS["full"])} or more'
-
-    def place(value: float) -> float:
-        share = (value - middle) / (8 * limit) + 0.5
-        return round(_WIDTH * min(max(share, 0.0), 1.0), 1)
-
-    left, right = place(middle - limit), place(top)
-    ends = place(low), place(high)
-    plot = Markup(
-        '<svg class="interval" viewBox="0 0 {0} 14" role="img" aria-label="{1}; '
-        'allowed {2}"><rect class="band" x="{3}" y="0" width="{4}" height="14"/>'
-        '<line class="axis" x1="{5}" x2="{5}" y1="0" y2="14"/>'
-        '<rect class="bar s0" x="{6}" y="4" width="{7}" height="6"/></svg>'
-    ).format(
-        _WIDTH,
-        words,
-        allowed,
-        left,
-        round(right - left, 1),
-        place(middle),
-        ends[0],
-        round(max(ends[1] - ends[0], 2.0), 1),
-    )
-    if figures.get('exact'):
-        return Cell(plot), Cell(words, small='trained from scratch: any is allowed')
-    return Cell(plot), Cell(words, small=f'allowed: {allowed}{small}')
-
-
-def _points(value: float) -> str:
-    return f'{100 * value:.1f} %'

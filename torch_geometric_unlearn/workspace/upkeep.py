@@ -1,28 +1,29 @@
-r"""What keeps a workspace in order: ends of requests, crashes, new data, ways back."""
+r"""What keeps a workspace in order: ends of requests, crashes, new data."""
 
 from __future__ import annotations
 
 import copy
 import json
 import shutil
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import is_erased
+from torch_geometric_unlearn.nn.models.base import RecommenderLike
 from torch_geometric_unlearn.train.fit import fit
 from torch_geometric_unlearn.unlearn import RowReset
 from torch_geometric_unlearn.utils.files import remove_stale
 from torch_geometric_unlearn.utils.seed import isolated_seed
 
-from . import evidence
+from . import attempts, evidence
 from .book import DAY, check_text
+from .content import content_erased
 from .keys import encode, keyed
-from .marking import mark, remark
-from .worker import settle
+from .marking import mark
+from .promotion import settle
 
 if TYPE_CHECKING:
     from .workspace import Workspace
@@ -37,7 +38,7 @@ def finalise(ws: Workspace) -> list[int]:
         rows = ws.ledger.rows(
             'SELECT r.id, r.job FROM request r JOIN job j ON j.id = r.job WHERE '
             "r.state = 'probation' AND j.finished_at <= ? AND j.verdict IN "
-            "('pass', 'nothing')",
+            "('pass', 'nothing', 'signed')",
             limit,
         )
         numbers = [row['id'] for row in rows]
@@ -49,6 +50,15 @@ def finalise(ws: Workspace) -> list[int]:
             ws.book.finish(number)
         for job in jobs:
             ws.ledger.write('UPDATE job SET pairs = NULL WHERE id = ?', job)
+        # A way back that had no request to repeat.
+        ws.ledger.write(
+            "UPDATE job SET pairs = NULL WHERE replays AND requests = '[]' AND "
+            'finished_at <= ?',
+            limit,
+        )
+        ws.ledger.write(
+            'UPDATE job SET losses = NULL WHERE finished_at <= ?', ws.clock() - DAY
+        )
         where = "state != 'purged' AND id NOT IN (SELECT value FROM json_each(?))"
         kept = json.dumps(sorted(ws.versions.kept(limit)))
         rows = ws.ledger.rows(f'SELECT id FROM version WHERE {where}', kept)
@@ -65,6 +75,7 @@ def finalise(ws: Workspace) -> list[int]:
 def heal(ws: Workspace) -> list[str]:
     r"""Finishes what a crash has left, and returns what it did."""
     done, ledger = [], ws.ledger
+    ledger.check_pages()
     ledger.check_chain(ws.versions.served_head())
     with ledger.transaction():
         rows = ledger.rows("SELECT id FROM request WHERE state = 'working'")
@@ -74,8 +85,9 @@ def heal(ws: Workspace) -> list[str]:
         if rows:
             numbers = [row['id'] for row in rows]
             ledger.event(ws.clock(), 'requeued', requests=numbers)
+    done += attempts.drop_stale(ws)
     done += ws.versions.remove_unnamed()
-    running = ledger.rows("SELECT id FROM job WHERE state = 'running'")
+    running = ledger.rows("SELECT id FROM job WHERE state IN ('running', 'waiting')")
     keep = {f'{row["id"]}.ck' for row in running}
     for path in sorted((ws.root / 'jobs').glob('*')):
         if path.name not in keep:
@@ -136,23 +148,25 @@ def refresh(ws: Workspace, data: HeteroData, who: str, why: str) -> str:
                 digest,
             )
 
+        cancel_pending(ws)
+        settle(ws)  # It has not learned from anybody who is to be forgotten.
+
     watermark = ws.versions.service['watermark'] + len({number for number, _ in gone})
-    return _train(ws, data, watermark, who, why, absorb)
+    model = trained(ws, data)
+    return ws.versions.install(model, data, who, watermark, why, absorb)
 
 
-def _train(
-    ws: Workspace,
-    data: HeteroData,
-    watermark: int,
-    who: str,
-    why: str,
-    then: Callable[[], None],
-) -> str:
-    seed = ws.settings.seed
+def trained(ws: Workspace, data: HeteroData, job: str | None = None) -> RecommenderLike:
+    r"""Returns a model that is trained from scratch; for a job it goes on where a dead
+    worker has stopped.
+    """
+    seed, kwargs = ws.settings.seed, dict(ws.settings.fit_args)
+    if job is not None:
+        kwargs |= {'checkpoint': ws.root / 'jobs' / f'{job}.ck', 'resume': True}
     with isolated_seed(seed):
         model = ws.build_model(data)
-    fit(model, data, seed=seed, **ws.settings.fit_args)
-    return ws.versions.install(model, data, who, watermark, why, then)
+    fit(model, data, seed=seed, **kwargs)
+    return model
 
 
 def decide(ws: Workspace, why: str) -> str:
@@ -161,53 +175,27 @@ def decide(ws: Workspace, why: str) -> str:
     """
     service = ws.versions.service
     data = ws.versions.get_data(service['data'])
+
+    def then() -> None:
+        cancel_pending(ws)
+        settle(ws)
+
     watermark = service['watermark']
-    return _train(ws, data, watermark, 'worker', why, lambda: settle(ws))
-
-
-def rollback(ws: Workspace, who: str, why: str) -> str:
-    r"""Goes back to the version before, without what was erased since."""
-    check_text(who, 'who')
-    check_text(why, 'why')
-    versions = ws.versions
-    service, parent = versions.service, versions.service['parent']
-    if parent is None or not versions.store.model_path(parent).exists():
-        raise ValueError(
-            'There is no earlier version to go back to: it was destroyed after the '
-            "probation. Train a new one with 'refresh'."
-        )
-    row = ws.ledger.row('SELECT * FROM version WHERE id = ?', parent)
-    assert row is not None
-    old, before = versions.get_model(parent), versions.get_data(row['data'])
-    marked = remark(before, versions.get_data(service['data']))
-    result = RowReset(seed=ws.settings.seed)(old, marked)
-    store = versions.store
-    names = store.put_model(result.model), store.put_data(result.data)
-    if names[0] == service['id']:
-        raise ValueError(
-            'The earlier version without what was erased since is the one in service. '
-            "Train a new one with 'refresh'."
-        )
-    # The old weights have learned from what was erased since: not told any more.
-    reopened = ws.ledger.rows(
-        "SELECT DISTINCT j.id FROM job j JOIN request r ON r.job = j.id JOIN version v "
-        "ON v.id = j.version WHERE r.state = 'probation' AND v.watermark >= ?",
-        row['watermark'] + (not service['is_full']),
+    return ws.versions.install(
+        trained(ws, data), data, 'worker', watermark, why, then
     )
-    jobs = [job['id'] for job in reopened]
-    with ws.ledger.transaction():
-        versions.add_version(names, service['watermark'], None, False, row['parent'])
-        versions.point_to(names[0], who, why)
-        ws.ledger.write(
-            "UPDATE version SET state = 'withdrawn' WHERE id = ?", service['id']
-        )
-        for job in jobs:
-            ws.ledger.write("UPDATE job SET verdict = 'inconclusive' WHERE id = ?", job)
-        ws.ledger.event(
-            ws.clock(), 'rolled_back', version=names[0], who=who, why=why, jobs=jobs
-        )
-    versions.write_serving()
-    return names[0]
+
+
+def cancel_pending(ws: Workspace) -> None:
+    r"""Ends a rollback that something else has completed; inside a transaction."""
+    ws.ledger.write("UPDATE job SET state = 'left' WHERE state = 'waiting'")
+
+
+def contain(ws: Workspace, model: RecommenderLike, marked: HeteroData) -> Any:
+    r"""Returns a model and its data without what is marked, at no cost: edges dropped,
+    rows drawn anew.
+    """
+    return RowReset(seed=ws.settings.seed)(model, marked)
 
 
 def with_ids(data: HeteroData) -> HeteroData:
@@ -265,4 +253,18 @@ def _check_clean(ws: Workspace, data: HeteroData) -> None:
         raise ValueError(
             f'The data bring back {bad} users or interactions that are suppressed. '
             f"Pass the table through 'filter' first."
+        )
+    without = ws.book.without_features()
+    dropped = [
+        index
+        for index in gone[schema.ITEM]
+        if keyed(ws.key, schema.ITEM, names[schema.ITEM][index]) in without
+    ]
+    dropped += content_erased(ws.versions.get_data(ws.versions.service['data']))
+    rows = torch.tensor(sorted(dropped), dtype=torch.int64)
+    if any((x[rows] != 0).any() for x in schema.features(data).values()):
+        raise ValueError(
+            'The data bring back features of items that were taken down with them. '
+            "Set them to zero, or leave them to 'from_frame(..., like=...)' of the "
+            'data in service.'
         )

@@ -19,6 +19,11 @@ from .ledger import Ledger
 from .store import BuildModel, Store
 
 _LAST = 'SELECT version FROM alias_event ORDER BY id DESC LIMIT 1'
+#: A job that completes a rollback, or may do so if a person signs for it.
+_WAITS = (
+    "(j.state = 'waiting' OR (j.replays AND EXISTS (SELECT 1 FROM attempt a WHERE "
+    "a.job = j.id AND a.state = 'kept')))"
+)
 
 
 class Versions:
@@ -108,7 +113,8 @@ class Versions:
             'UPDATE SET data = excluded.data, state = excluded.state, '
             'watermark = MAX(watermark, excluded.watermark), created_at = '
             'CASE WHEN excluded.is_full THEN excluded.created_at ELSE created_at END, '
-            'is_full = MAX(is_full, excluded.is_full)',
+            'is_full = MAX(is_full, excluded.is_full), job = COALESCE(job, '
+            'excluded.job)',
             names[0],
             parent,
             job,
@@ -176,7 +182,12 @@ class Versions:
         return names[0]
 
     def write_serving(self) -> None:
-        r"""Writes :obj:`serving.json`, which follows from the ledger."""
+        r"""Writes :obj:`serving.json`, which follows from the ledger.
+
+        Raises:
+            ValueError: As for :meth:`check_head`, which could not be told afterwards.
+        """
+        self.check_head()
         service = self.service
         waiting = self.ledger.row(
             'SELECT COUNT(*) AS n FROM request WHERE state IN '
@@ -191,6 +202,12 @@ class Versions:
             'head': self.ledger.head,
         }
         save_json(self.root / 'serving.json', content)
+
+    def check_head(self) -> None:
+        r"""Raises a :class:`ValueError` if the ledger lacks an event that
+        :obj:`serving.json` knows of.
+        """
+        self.ledger.check_head(self.served_head())
 
     def served_head(self) -> str | None:
         r"""Returns the last event that :obj:`serving.json` knows of."""
@@ -214,8 +231,9 @@ class Versions:
 
     def kept(self, since: float) -> set[str]:
         r"""Returns the versions that must not be purged: what is served, the one before
-        if that is served since then only, and what versions came from whose requests
-        are on probation.
+        if that is served since then only, what versions came from whose requests
+        are on probation, and what a rollback starts from that waits. None of them may
+        know of a request that is completed.
         """
         service = self.service
         kept = {service['id']}
@@ -227,12 +245,33 @@ class Versions:
         )
         for row in rows:
             kept |= {row['id'], row['parent']}
-        return kept - {None}
+        rows = self.ledger.rows(f'SELECT j.parent FROM job j WHERE {_WAITS}')
+        kept |= {row['parent'] for row in rows}
+        done = self.ledger.row(
+            'SELECT MAX(COALESCE(v.watermark, p.watermark)) AS least FROM request r '
+            'JOIN job j ON j.id = r.job LEFT JOIN version v ON v.id = j.version '
+            'LEFT JOIN version p ON p.id = j.parent '
+            "WHERE r.state = 'completed' AND r.outcome = 'erased'"
+        )
+        assert done is not None
+        knowing = self.ledger.rows(
+            'SELECT id FROM version WHERE watermark < ?', done['least'] or 0
+        )
+        return kept - {row['id'] for row in knowing} - {None}
 
     def remove_unnamed(self) -> list[str]:
         r"""Removes all files that no version needs, and returns which these were."""
-        rows = self.ledger.rows("SELECT id, data FROM version WHERE state != 'purged'")
+        rows = self.ledger.rows(
+            "SELECT id, data FROM version WHERE state != 'purged' UNION "
+            "SELECT version, data FROM attempt WHERE state = 'kept'"
+        )
         models, data = ({row[key] for row in rows} for key in ('id', 'data'))
+        # What a way back starts from, if the same weights serve with other data.
+        rows = self.ledger.rows(
+            'SELECT j.data FROM job j JOIN version v ON v.id = j.parent WHERE '
+            f"{_WAITS} AND j.data IS NOT NULL AND v.state != 'purged'"
+        )
+        data |= {row['data'] for row in rows}
         gone = [f'removed {name}' for name in self.store.remove_all_but(models, data)]
         # The figures of the last full training outlive its weights.
         keep = models | {self.last_full['id']}

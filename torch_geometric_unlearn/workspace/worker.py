@@ -3,29 +3,34 @@ r"""What a worker does with a batch: unlearns it, and promotes what passes."""
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn import unlearn
 from torch_geometric_unlearn.data.request import Request
 from torch_geometric_unlearn.metrics.ranking import retained_ndcg
 from torch_geometric_unlearn.nn.models import Served
-from torch_geometric_unlearn.unlearn.base import UnlearnResult
 
 from . import evidence, gates
+from .attempts import Kept, attempt_folder, keep, may_be_signed
+from .closing import close, give_up
+from .content import dropped_items, without_content
 from .keys import decode
-from .marking import erased_pairs, mark, pooled
+from .marking import mark, pooled
+from .promotion import Candidate, Task, promote
 from .schedule import Plan
+from .surges import losses
 
 if TYPE_CHECKING:
     from .workspace import Workspace
 
-#: Times that a job is taken up again before a person has to look.
+#: Times that a job is taken up before a person has to look.
 MAX_ATTEMPTS = 3
+DIED = 'a worker died three times'
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,8 @@ class Job:
         id (str): Its name, which follows from what it was to do.
         verdict (str): :obj:`'pass'`, :obj:`'inconclusive'` for one that is served
             until more requests tell, :obj:`'fail'` for one that a person has to look
-            at, or :obj:`'nothing'` where there was nothing to erase.
+            at, :obj:`'signed'` for one that a person has signed for, or
+            :obj:`'nothing'` where there was nothing to erase.
         version (str, optional): The model that was promoted.
         gates (dict): Verdicts by attempt, as :obj:`'0 PartialRetrain'`, and gate.
         requests (list): Numbers of the requests that it served.
@@ -55,61 +61,143 @@ def run(ws: Workspace, batch: Plan) -> Job | None:
     """
     ledger, service = ws.ledger, ws.versions.service
     with ledger.transaction():
-        rows = ledger.rows("SELECT id FROM request WHERE state = 'queued'")
-        queued = {row['id'] for row in rows}
-        batch = replace(batch, requests=[n for n in batch.requests if n in queued])
+        sql = "SELECT id, attempts FROM request WHERE state = 'queued'"
+        queued = {row['id']: row['attempts'] for row in ledger.rows(sql)}
+        numbers = [number for number in batch.requests if number in queued]
+        # Counted by request: another batch with it does not begin anew.
+        worn = [number for number in numbers if queued[number] >= MAX_ATTEMPTS]
+        batch = replace(batch, requests=[n for n in numbers if n not in worn])
+        text = [service['id'], service['data'], batch.requests, batch.methods]
+        job = job_id(ws, *text)
+        if worn:
+            last = ledger.row("SELECT id FROM job WHERE state = 'running'")
+            dead = job if last is None else last['id']
+            give_up(ws, dead, worn, DIED)
+            if not batch.requests:
+                return Job(dead, 'fail', requests=worn)
         if not batch.requests:
             return None
-        text = [service['id'], service['data'], batch.requests, batch.methods]
-        text += [ws.settings.method_args, ws.settings.fit_args, ws.settings.seed]
-        job = sha256(json.dumps(text, sort_keys=True).encode()).hexdigest()[:16]
-        old = ledger.row('SELECT state, attempts FROM job WHERE id = ?', job)
-        died = old is not None and old['state'] in ('running', 'left')
-        attempts = old['attempts'] + 1 if died and old is not None else 1
         ledger.write(
             "UPDATE job SET state = 'left' WHERE state = 'running' AND id != ?", job
         )
-        if attempts > MAX_ATTEMPTS:
-            return _give_up(ws, job, batch, 'a worker died three times')
         ledger.write(
             'INSERT INTO job (id, parent, requests, methods, state, attempts, '
             'created_at) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET '
-            "attempts = excluded.attempts, state = 'running', verdict = NULL",
+            "attempts = excluded.attempts, state = 'running', verdict = NULL, "
+            'created_at = excluded.created_at',
             job,
             service['id'],
             json.dumps(batch.requests),
             json.dumps(batch.methods),
             'running',
-            attempts,
+            1 + max(queued[number] for number in batch.requests),
             ws.clock(),
         )
+        # Those of a run that failed stand in the chain.
+        ledger.write('DELETE FROM gate WHERE job = ?', job)
         for number in batch.requests:
-            ledger.write("UPDATE request SET state = 'working' WHERE id = ?", number)
+            ledger.write(
+                "UPDATE request SET state = 'working', attempts = attempts + 1 "
+                'WHERE id = ?',
+                number,
+            )
         ledger.event(
             ws.clock(), 'started', job=job, requests=batch.requests, reason=batch.reason
         )
-    marked, outcomes = mark(ws, batch.requests)
-    if Request.of(marked).is_empty and not _named(marked):
+    task, outcomes = batch_task(ws, job, batch.requests, batch.methods)
+    if Request.of(task.marked).is_empty and not _named(task.marked):
         return _nothing(ws, job, batch, outcomes)
+    tried = try_methods(ws, task)
+    if tried.found is None:
+        return fail(ws, job, batch.requests, tried)
+    verdict = promote(ws, task, tried.found, ending(ws, task, outcomes))
+    return Job(job, verdict, tried.found.version, tried.gates, batch.requests)
+
+
+def batch_task(
+    ws: Workspace, job: str, numbers: list[int], methods: list[str]
+) -> tuple[Task, dict[tuple[int, str], str]]:
+    r"""Returns what a job is to make for some requests, from the version in service,
+    and what becomes of every target.
+    """
+    service = ws.versions.service
+    marked, outcomes = mark(ws, numbers)
+    task = Task(
+        job=job,
+        methods=methods,
+        parent=ws.versions.get_model(service['id']),
+        origin=service['id'],
+        marked=marked,
+        dropped=dropped_items(ws, sorted({number for number, _ in outcomes})),
+        requests=numbers,
+        watermark=service['watermark'] + len(numbers),
+    )
+    return task, outcomes
+
+
+def ending(
+    ws: Workspace, task: Task, outcomes: dict[tuple[int, str], str]
+) -> Callable[[], None]:
+    r"""Returns what is written of the requests of a job together with its promotion."""
+    lost = losses(ws, task.requests)
+
+    def then() -> None:
+        close(ws, task.job, task.requests, outcomes, task.marked)
+        ws.ledger.write('UPDATE job SET losses = ? WHERE id = ?', lost, task.job)
+
+    return then
+
+
+def job_id(ws: Workspace, *what: Any) -> str:
+    r"""Returns the name of a job, which follows from what it does."""
+    settings = ws.settings
+    text = [*what, settings.method_args, settings.fit_args, settings.seed]
+    return sha256(json.dumps(text, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Tried:
+    r"""What the methods of a task have come to.
+
+    Attributes:
+        gates (dict): Verdicts by attempt and gate, as in :class:`Job`.
+        found (Candidate, optional): What passed, or could not be told.
+        kept (list): Attempts that a person may sign for if nothing did.
+    """
+
+    gates: dict[str, dict[str, str]]
+    found: Candidate | None = None
+    kept: list[Kept] = field(default_factory=list)
+
+
+def try_methods(ws: Workspace, task: Task) -> Tried:
+    r"""Tries the methods of a task until one passes the gates. Writes the report of
+    what passed, and of what a person may sign for.
+    """
+    ledger, parent, marked = ws.ledger, task.parent, task.marked
+    if task.dropped:
+        parent, marked = without_content(parent, marked, task.dropped)
     verdicts: dict[str, dict[str, str]] = {}
-    parent = ws.versions.get_model(service['id'])
-    for attempt, name in enumerate(batch.methods):
-        unlearner = make_unlearner(ws, name, job)
+    kept: list[Kept] = []
+    for attempt, name in enumerate(task.methods):
+        unlearner = make_unlearner(ws, name, task.job)
         supported, reason = unlearner.supports(parent, marked)
         if not supported:
-            with ledger.transaction():
-                ledger.event(ws.clock(), 'refused', job=job, method=name, why=reason)
+            _refuse(ws, task, name, reason)
             continue
         result = unlearner(parent, marked)
         version = ws.versions.store.put_model(result.model)
+        if version in task.withdrawn:
+            _refuse(ws, task, name, 'it gives a version that was taken out of service')
+            continue
         data = ws.versions.store.put_data(result.data)
-        found = _gates(ws, result, marked, parent, (version, data), batch.requests)
+        found = _gates(ws, result, task, marked, (version, data))
         verdicts[f'{attempt} {name}'] = {gate.name: gate.verdict for gate in found}
         with ledger.transaction():
             for gate in found:
                 ledger.write(
-                    'INSERT OR REPLACE INTO gate VALUES (?, ?, ?, ?, ?)',
-                    job,
+                    'INSERT INTO gate VALUES (?, ?, ?, ?, ?)',
+                    task.job,
                     attempt,
                     gate.name,
                     gate.verdict,
@@ -119,17 +207,33 @@ def run(ws: Workspace, batch: Plan) -> Job | None:
         if verdict != gates.FAIL:
             full = None
             if name == 'Retrain':
-                full = retained_ndcg(
-                    Served.of(result.model, result.data), result.data, ws.settings.k
-                )
-            evidence.write_job_report(ws, job, result, parent, marked)
-            verdict = _promote(
-                ws, job, batch, outcomes, (version, data), verdict, marked, full
+                served = Served.of(result.model, result.data)
+                full = retained_ndcg(served, result.data, ws.settings.k)
+            evidence.write_job_report(ws, task.job, result, task.parent, task.marked)
+            return Tried(verdicts, Candidate(version, data, verdict, full))
+        if may_be_signed(found):
+            folder = attempt_folder(ws, task.job, attempt)
+            evidence.write_job_report(
+                ws, task.job, result, task.parent, task.marked, folder
             )
-            return Job(job, verdict, version, verdicts, batch.requests)
-    with ledger.transaction():
-        failed = _give_up(ws, job, batch, 'no method passed the gates')
-    return Job(job, failed.verdict, None, verdicts, batch.requests)
+            kept.append((attempt, name, version, data))
+    return Tried(verdicts, kept=kept)
+
+
+def fail(ws: Workspace, job: str, numbers: list[int], tried: Tried) -> Job:
+    r"""Ends a job that no method has passed the gates for; a person can sign for what
+    it keeps.
+    """
+    with ws.ledger.transaction():
+        keep(ws, job, tried.kept)
+        reason = 'no method passed the gates'
+        give_up(ws, job, numbers, reason, tried.gates)
+    return Job(job, gates.FAIL, None, tried.gates, numbers)
+
+
+def _refuse(ws: Workspace, task: Task, method: str, why: str) -> None:
+    with ws.ledger.transaction():
+        ws.ledger.event(ws.clock(), 'refused', job=task.job, method=method, why=why)
 
 
 def _named(marked: HeteroData) -> bool:
@@ -157,11 +261,10 @@ def make_unlearner(ws: Workspace, name: str, job: str) -> Any:
 
 def _gates(
     ws: Workspace,
-    result: UnlearnResult,
+    result: Any,
+    task: Task,
     marked: HeteroData,
-    parent: Any,
     names: tuple[str, str],
-    numbers: list[int],
 ) -> list[gates.Gate]:
     version, data = names
     k, watermark = ws.settings.k, ws.versions.service['watermark']
@@ -170,127 +273,31 @@ def _gates(
         'model file': ws.versions.store.model_path(version).read_bytes(),
         'data file': ws.versions.store.data_path(data).read_bytes(),
     }
-    targets = [row for row in ws.book.targets(numbers) if row['level'] != 'pair']
+    targets = [row for row in ws.book.targets(task.requests) if row['level'] != 'pair']
     ids = {decode(row['level'], row['raw']) for row in targets}
     stored = ws.versions.store.get_data(data)
     reloaded = ws.versions.store.get_model(version, stored, ws.build_model)
-    after = watermark + len(numbers)
     out = [
-        gates.check_data(marked, stored, files, ids),
-        gates.check_integrity(served, Served.of(reloaded, stored), (watermark, after)),
+        gates.check_data(task.marked, stored, files, ids),
+        gates.check_integrity(
+            served, Served.of(reloaded, stored), (watermark, task.watermark)
+        ),
     ]
+    if task.dropped:
+        faults = gates.features_left(
+            (task.parent, task.marked), (reloaded, stored), task.dropped, files
+        )
+        out[0] = replace(out[0], faults=out[0].faults + faults)
     if out[1].verdict == gates.FAIL:
         return out
     pool = pooled(marked, _undecided(ws))
-    before = Served.of(parent, marked)
+    before = Served.of(task.parent, task.marked)
     soft = [
         gates.utility(served, before, marked, ws.versions.full_ndcg(), k),
         gates.forget(served, pool, k),
         gates.attack(served, pool, ws.settings.seed),
     ]
     return out + (list(map(gates.of_exact, soft)) if result.exact else soft)
-
-
-def _promote(
-    ws: Workspace,
-    job: str,
-    batch: Plan,
-    outcomes: dict[tuple[int, str], str],
-    names: tuple[str, str],
-    verdict: str,
-    marked: HeteroData,
-    full: tuple[Tensor, Tensor] | None,
-) -> str:
-    ledger, service, now = ws.ledger, ws.versions.service, ws.clock()
-    if full is not None:
-        ws.versions.save_full_ndcg(names[0], *full)
-    pairs = erased_pairs(marked)
-    with ledger.transaction():
-        watermark = service['watermark'] + len(batch.requests)
-        is_full = full is not None
-        ws.versions.add_version(names, watermark, job, is_full, service['id'])
-        ledger.write(
-            "UPDATE job SET state = 'done', finished_at = ?, verdict = ?, pairs = ?, "
-            'num_pairs = ?, version = ? WHERE id = ?',
-            now,
-            verdict,
-            json.dumps(pairs),
-            len(pairs['train'][0]),
-            names[0],
-            job,
-        )
-        _close(ws, job, batch.requests, outcomes, marked)
-        ws.versions.point_to(names[0], 'worker', f'job {job}')
-        ledger.event(now, 'promoted', job=job, version=names[0], verdict=verdict)
-        # A model from scratch settles what the figures could not tell.
-        if verdict == gates.PASS or full is not None:
-            settle(ws)
-            verdict = gates.PASS
-    ws.versions.write_serving()
-    return verdict
-
-
-def settle(ws: Workspace) -> None:
-    r"""Lets all jobs pass whose gates could not be told; inside a transaction."""
-    rows = ws.ledger.rows("SELECT id FROM job WHERE verdict = 'inconclusive'")
-    if rows:
-        jobs = [row['id'] for row in rows]
-        ws.ledger.write(
-            "UPDATE job SET verdict = 'pass' WHERE verdict = 'inconclusive'"
-        )
-        service = ws.versions.service['id']
-        ws.ledger.event(ws.clock(), 'decided', jobs=jobs, version=service)
-
-
-def _close(
-    ws: Workspace,
-    job: str,
-    numbers: list[int],
-    outcomes: dict[tuple[int, str], str],
-    marked: HeteroData | None,
-) -> None:
-    r"""Writes what became of every target; what had nothing to erase ends here."""
-    counts = {} if marked is None else _pairs_by_target(ws, numbers, marked)
-    for (number, digest), outcome in outcomes.items():
-        ws.ledger.write(
-            'UPDATE target SET outcome = ?, pairs = ? WHERE request = ? AND digest = ?',
-            outcome,
-            counts.get((number, digest), 0),
-            number,
-            digest,
-        )
-    for number in numbers:
-        found = {value for (n, _), value in outcomes.items() if n == number}
-        state = 'probation' if 'erased' in found else 'completed'
-        order = ('erased', 'already_erased', 'nothing_found')
-        outcome = next(name for name in order if name in found)
-        ws.ledger.write(
-            'UPDATE request SET state = ?, outcome = ?, job = ? WHERE id = ?',
-            state,
-            outcome,
-            job,
-            number,
-        )
-        if state == 'completed':
-            ws.book.finish(number)
-
-
-def _pairs_by_target(
-    ws: Workspace, numbers: list[int], marked: HeteroData
-) -> dict[tuple[int, str], int]:
-    pairs, out = Request.of(marked).pairs, {}
-    known = {level: ws.versions.internal(level) for level in ('user', 'item')}
-    for target in ws.book.targets(numbers):
-        raw = decode(target['level'], target['raw'])
-        key = target['request'], target['digest']
-        if target['level'] == 'pair':
-            hit = pairs[0] == known['user'].get(raw[0], -1)
-            hit &= pairs[1] == known['item'].get(raw[1], -1)
-        else:
-            row = 0 if target['level'] == 'user' else 1
-            hit = pairs[row] == known[target['level']].get(raw, -1)
-        out[key] = int(hit.sum())
-    return out
 
 
 def _nothing(
@@ -303,24 +310,6 @@ def _nothing(
             ws.clock(),
             job,
         )
-        _close(ws, job, batch.requests, outcomes, None)
+        close(ws, job, batch.requests, outcomes, None)
         ws.ledger.event(ws.clock(), 'nothing_to_erase', job=job)
     return Job(job, 'nothing', requests=batch.requests)
-
-
-def _give_up(ws: Workspace, job: str, batch: Plan, reason: str) -> Job:
-    ws.ledger.write(
-        "UPDATE job SET state = 'failed', finished_at = ?, verdict = 'fail' "
-        'WHERE id = ?',
-        ws.clock(),
-        job,
-    )
-    for number in batch.requests:
-        ws.ledger.write(
-            "UPDATE request SET state = 'review', outcome = ?, job = ? WHERE id = ?",
-            reason,
-            job,
-            number,
-        )
-    ws.ledger.event(ws.clock(), 'review', job=job, reason=reason)
-    return Job(job, 'fail', requests=batch.requests)

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
@@ -17,18 +15,35 @@ from torch_geometric.data import HeteroData
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import is_erased
 from torch_geometric_unlearn.nn.models.base import RecommenderLike
-from torch_geometric_unlearn.unlearn import RowReset
-from torch_geometric_unlearn.utils.files import make_folder
+from torch_geometric_unlearn.report import save_json
+from torch_geometric_unlearn.utils.files import (
+    atomic_folder,
+    make_folder,
+    remove_stale,
+)
 from torch_geometric_unlearn.utils.optional import import_optional
 
-from . import evidence, schedule, upkeep, worker
-from .book import Book, RequestInfo
+from . import (
+    approval,
+    attempts,
+    evidence,
+    filtering,
+    schedule,
+    signing,
+    site,
+    upkeep,
+    worker,
+)
+from . import rollback as way_back
+from .attempts import Attempt
+from .book import Book, RequestInfo, check_text
 from .contained import Contained
+from .content import dropped_items, without_content
 from .keys import encode, keyed, make_key, read_key
 from .ledger import Ledger
 from .marking import mark
 from .schedule import Plan
-from .settings import Settings
+from .settings import SOURCE, Settings
 from .store import BuildModel
 from .versions import Versions
 from .worker import Job
@@ -58,6 +73,7 @@ class Workspace:
 
     Raises:
         FileNotFoundError: If there is no workspace, or its key is missing.
+        ValueError: If the key is that of another workspace, or the ledger is none.
 
     Example:
         >>> data = SyntheticMultimodal('tiny')[0]
@@ -87,6 +103,11 @@ class Workspace:
         self.key = read_key(Path(self.settings.key))
         self.ledger = Ledger(self.root / 'ledger.db')
         self.book = Book(self.ledger, self.key, clock)
+        try:
+            self.book.check_key(self.settings.key)
+        except BaseException:
+            self.ledger.close()
+            raise
         self.versions = Versions(
             self.root, self.ledger, build_model, clock, self.settings.k
         )
@@ -101,9 +122,12 @@ class Workspace:
         build_model: BuildModel,
         key: str | os.PathLike[str] | None = None,
         clock: Callable[[], float] = time.time,
+        source: Mapping[str, str] | None = None,
         **settings: Any,
     ) -> Workspace:
-        r"""Makes a workspace around a trained model.
+        r"""Makes a workspace around a trained model. It is made beside the folder and
+        gets its name at the end, so that a call that is killed leaves no half of one;
+        the next call removes what it has left.
 
         Args:
             root (str or Path): The folder, which must not exist or be empty.
@@ -113,10 +137,14 @@ class Workspace:
             key (str or Path, optional): File of the key, made if it does not exist;
                 outside of the folder. Beside it if not given. (default: :obj:`None`)
             clock (callable, optional): Returns the time. (default: :func:`time.time`)
+            source (dict, optional): Where the command :obj:`tgu` finds the functions
+                that give data and model, as :obj:`{'data': 'shop.py:load_data',
+                'model': 'shop.py:build_model'}`. (default: :obj:`None`)
             **settings (optional): Entries of :class:`Settings`.
 
         Raises:
             FileExistsError: If the folder is not empty.
+            OSError: If the folder can't be written.
             TypeError, ValueError: If the data can't be stored, or a setting is unknown.
         """
         root = Path(root)
@@ -130,21 +158,29 @@ class Workspace:
             )
         data = upkeep.with_ids(data)
         chosen = Settings(key=str(path.resolve()), **settings)
+        signing.signer(root, chosen)  # Before anything is made.
         is_new = not path.exists()
-        make_folder(str(root))
+        make_folder(str(path.parent))
+        remove_stale(str(path.parent), path.name)
         try:
             if is_new:
                 make_key(path)
-            chosen.save(root / 'workspace.json')
-            ws = cls(root, build_model, clock)
-            worker.make_unlearner(ws, chosen.method, 'none')
-            ws.versions.install(model, data, 'created', 0)
+            with atomic_folder(root) as folder:
+                chosen.save(folder / 'workspace.json')
+                if source is not None:
+                    save_json(folder / SOURCE, dict(source))
+                ws = cls(folder, build_model, clock)
+                try:
+                    worker.make_unlearner(ws, chosen.method, 'none')
+                    ws.versions.install(model, data, 'created', 0)
+                    site.write_site(ws, root.resolve().name)
+                finally:
+                    ws.ledger.close()
         except BaseException:  # Nothing was there before.
-            shutil.rmtree(root)
             if is_new:
                 path.unlink(missing_ok=True)
             raise
-        return ws
+        return cls(root, build_model, clock)
 
     # Requests -------------------------------------------------------------------------
 
@@ -159,6 +195,7 @@ class Workspace:
         verified_by: str,
         received_at: float | None = None,
         due_days: float | None = None,
+        drop_features: bool = False,
     ) -> RequestInfo:
         r"""Accepts a request; it takes effect in :meth:`load` at once.
 
@@ -175,6 +212,9 @@ class Workspace:
                 if not given. (default: :obj:`None`)
             due_days (float, optional): Days to the deadline; that of the kind if not
                 given. (default: :obj:`None`)
+            drop_features (bool, optional): For a :obj:`'takedown'`, whether the
+                features of the items are erased as well, from data and models; they
+                stay otherwise, as they hold no interactions. (default: :obj:`False`)
 
         Raises:
             ValueError: If an argument is wrong, or :obj:`client_id` names another
@@ -186,12 +226,22 @@ class Workspace:
             'pair': self._ids('pair', pairs, 'pairs'),
         }
         review = self._asks_for_everything(targets)
-        info = self.book.submit(
-            kind, targets, client_id, verified_by, received_at, due_days, review
-        )
-        if not self.ledger.db.in_transaction:
-            self.versions.write_serving()
-        return info
+        known = self.versions.internal(schema.ITEM)
+        absent = [
+            keyed(self.key, 'item', raw) for raw in targets['item'] if raw not in known
+        ]
+        with self._renewed():
+            return self.book.submit(
+                kind,
+                targets,
+                client_id,
+                verified_by,
+                received_at,
+                due_days,
+                review,
+                drop_features,
+                absent,
+            )
 
     def submit_all(self, requests: Iterable[Mapping[str, Any]]) -> list[RequestInfo]:
         r"""Accepts many requests in one transaction, all of them or none.
@@ -202,10 +252,8 @@ class Workspace:
         Raises:
             TypeError, ValueError: If a request is wrong; none is accepted then.
         """
-        with self.ledger.transaction():
-            out = [self.submit(**request) for request in requests]
-        self.versions.write_serving()
-        return out
+        with self._renewed(), self.ledger.transaction():
+            return [self.submit(**request) for request in requests]
 
     def _ids(self, level: str, ids: Iterable[Any], name: str) -> list[Any]:
         r"""Returns ids as a list, and raises for those that nobody can have."""
@@ -216,19 +264,8 @@ class Workspace:
             encode(level, raw)
             parts = zip(('user', 'item'), raw) if level == 'pair' else [(level, raw)]
             for kind, part in parts:
-                self._check_type(kind, type(part))
+                filtering.check_type(self, kind, type(part))
         return out
-
-    def _check_type(self, level: str, given: type) -> None:
-        r"""Raises if all ids are strings but this one is a number, or the other way."""
-        known = {isinstance(raw, str) for raw in self.versions.internal(level)}
-        if known and known == {not issubclass(given, str)}:
-            raise TypeError(
-                f'Ids of {level}s in the data are '
-                f'{"strings" if True in known else "integers"} (got a '
-                f"{given.__name__}), so that it would name nobody. Pass them as in "
-                f"'raw_id' of the data."
-            )
 
     def _asks_for_everything(self, targets: dict[str, list[Any]]) -> str:
         data = self.versions.get_data(self.versions.service['data'])
@@ -265,9 +302,43 @@ class Workspace:
         return self._move(number, who, 'rejected', why)
 
     def _move(self, number: int, who: str, to: str, why: str) -> RequestInfo:
-        info = self.book.move(number, who, to, why)
-        self.versions.write_serving()
-        return info
+        self.settings.check_role('review', who)
+        with self._renewed():
+            return self.book.move(number, who, to, why)
+
+    def attempts(self) -> list[Attempt]:
+        r"""Returns the versions that a person may sign for: those that failed a soft
+        gate, while all requests of their job wait for a decision and no other version
+        was served since, and those that are served although their gates could not be
+        told.
+        """
+        return [*attempts.kept(self), *attempts.undecided(self)]
+
+    def sign(
+        self, job: str, number: int, *, although: Collection[str], who: str, why: str
+    ) -> Job:
+        r"""Serves an attempt of a job although it did not pass all soft gates, or lets
+        one that is served stay although they could not be told. The name and the reason
+        stay in the ledger and in the evidence; other attempts of the job are destroyed.
+
+        Args:
+            job (str): The job.
+            number (int): The attempt, as in :meth:`attempts`.
+            although (collection): Names of all gates that it did not pass.
+            who (str): Who signs for it.
+            why (str): The reason.
+
+        Raises:
+            Busy: If another process is at work.
+            PermissionError: If others have the role :obj:`'sign'`.
+            ValueError: If there is no such attempt any more, it failed a hard gate,
+                or other gates are named.
+        """
+        self.doctor()  # What can't be signed for any more goes.
+        with self._at_work():
+            signed = approval.sign(self, job, number, although, who, why)
+            upkeep.heal(self)
+        return signed
 
     # Serving --------------------------------------------------------------------------
 
@@ -295,10 +366,14 @@ class Workspace:
                     "('queued', 'review', 'held', 'working')"
                 )
             ]
-            marked, _ = mark(self, waiting)
+            marked, outcomes = mark(self, waiting)
+            served = sorted({number for number, _ in outcomes})
+            dropped = dropped_items(self, served)
             banned = self._banned(data)
+        if dropped:
+            model, marked = without_content(model, marked, dropped)
         if marked is not data:
-            result = RowReset(seed=self.settings.seed)(model, marked)
+            result = upkeep.contain(self, model, marked)
             model, data = result.model, result.data
         return Contained(model, banned), data
 
@@ -324,43 +399,15 @@ class Workspace:
             user (str, optional): Column of user ids. (default: :obj:`'user'`)
             item (str, optional): Column of item ids. (default: :obj:`'item'`)
         """
-        out = self.book.suppressed()
-        for level, column in (('user', user), ('item', item)):
-            for given in {type(raw) for raw in frame[column].tolist()}:
-                self._check_type(level, given)
-        rows = zip(frame[user].tolist(), frame[item].tolist())
-        keep = []
-        for pair in rows:
-            digests = (
-                ('user', pair[0]),
-                ('item', pair[1]),
-                ('pair', pair),
-            )
-            keep.append(
-                not any(
-                    out[level] and keyed(self.key, level, raw) in out[level]
-                    for level, raw in digests
-                )
-            )
-        left = frame.loc[np.array(keep, dtype=bool)].copy()
-        for level, column in (('user', user), ('item', item)):
-            # Categories without a row would come into the data all the same.
-            if hasattr(left[column], 'cat'):
-                known = left[column].cat.categories
-                gone = [
-                    raw
-                    for raw in known.tolist()
-                    if keyed(self.key, level, raw) in out[level]
-                ]
-                left[column] = left[column].cat.remove_categories(gone)
-        return left
+        return filtering.filter_frame(self, frame, user, item)
 
     def lift(self, level: str, raw: Any, who: str, why: str) -> None:
         r"""Lets a user, an item or a pair come back in new data: a new consent, an item
         that is reinstated.
         """
-        self.book.lift(level, raw, who, why)
-        self.versions.write_serving()
+        self.settings.check_role('review', who)
+        with self._renewed():
+            self.book.lift(level, raw, who, why)
 
     # Work -----------------------------------------------------------------------------
 
@@ -377,19 +424,26 @@ class Workspace:
 
         Raises:
             Busy: If another process is at work.
+            ValueError: If the ledger is damaged, a file is not what it was, or the
+                clock was set back.
             ImportError: If scikit-learn is missing, which the membership gate needs.
         """
         import_optional('sklearn', 'The membership gate', 'audit')
+        # Before a job that could not be told of.
+        signing.signer(self.root, self.settings)
         jobs = []
-        with self._locked():
+        with self._at_work():
             upkeep.heal(self)
             upkeep.finalise(self)
+            self.renew()  # Whatever becomes of the batch.
             batch = schedule.plan(self, now)
             if batch.is_surge:
                 for number in batch.requests:
                     self.book.to_review(number, batch.reason)
             elif batch.decides:
                 upkeep.decide(self, batch.reason)
+            elif batch.replays:
+                jobs.append(way_back.replay(self))
             elif batch.requests and (job := worker.run(self, batch)) is not None:
                 jobs.append(job)
             upkeep.heal(self)
@@ -401,23 +455,39 @@ class Workspace:
 
         Raises:
             Busy: If another process is at work.
+            PermissionError: If others have the role :obj:`'rollback'`.
             ValueError: If the data names someone who is suppressed, or takes an
                 internal id from somebody.
         """
-        with self._locked():
+        self.settings.check_role('rollback', who)
+        with self._at_work():
             return upkeep.refresh(self, data, who, why)
 
     def rollback(self, who: str, why: str) -> str:
-        r"""Takes the model out of service. Until the next :meth:`refresh` the one
-        before serves, without what was erased since and its rows drawn anew; never a
-        version that knows what was erased. Returns the version.
+        r"""Takes the model out of service, and returns the version that serves.
+
+        That is the newest version before which knows nothing that was erased. If there
+        is none, it is the *containment* version: the weights before, without what was
+        erased since and its rows drawn anew. The next :meth:`work` completes the
+        rollback by a job of its own, through all gates: it erases from these weights
+        what was erased since (a *replay*), or trains new ones. Nothing that was taken
+        out of service comes back that way.
+
+        Older weights exist while all that was erased since is on probation. Without
+        them the model stays in service until new ones are trained.
+
+        Args:
+            who (str): Who decides.
+            why (str): The reason.
 
         Raises:
             Busy: If another process is at work.
-            ValueError: If there is none before, or its file is destroyed already.
+            PermissionError: If others have the role :obj:`'rollback'`.
+            ValueError: If nobody or no reason is named.
         """
-        with self._locked():
-            return upkeep.rollback(self, who, why)
+        self.settings.check_role('rollback', who)
+        with self._at_work():
+            return way_back.rollback(self, who, why)
 
     def finalise(self) -> list[int]:
         r"""Completes the requests whose probation is over: destroys their raw ids and
@@ -426,7 +496,7 @@ class Workspace:
         Raises:
             Busy: If another process is at work.
         """
-        with self._locked():
+        with self._at_work():
             return upkeep.finalise(self)
 
     def doctor(self) -> list[str]:
@@ -439,7 +509,17 @@ class Workspace:
             ValueError: If the chain is broken.
         """
         with self._locked():
-            return upkeep.heal(self)
+            stale = site.outdated(self)
+            return upkeep.heal(self) + [f'renewed {name}' for name in stale]
+
+    def renew(self) -> Path:
+        r"""Writes what follows from the ledger: :obj:`serving.json`,
+        :obj:`site/index.html` and :obj:`metrics.prom`, and returns the page. All that
+        changes the ledger does so afterwards, and :meth:`doctor` after a crash.
+        """
+        with self.ledger.transaction():  # No one writes an older state over a newer.
+            self.versions.write_serving()
+            return site.write_site(self)
 
     def evidence(self, job: str) -> Path:
         r"""Writes the evidence of a job as it stands, and returns its folder.
@@ -449,11 +529,19 @@ class Workspace:
             ValueError: If nothing was promoted by such a job.
         """
         with self._locked():
-            return evidence.bundle(self, job)
+            row = self.ledger.row('SELECT bundled_at FROM job WHERE id = ?', job)
+            with self.ledger.transaction():  # If this is killed, the doctor does it.
+                self.ledger.write('UPDATE job SET bundled_at = NULL WHERE id = ?', job)
+            folder = evidence.bundle(self, job)
+            with self.ledger.transaction():
+                at = None if row is None or row['bundled_at'] is None else self.clock()
+                sql = 'UPDATE job SET bundled_at = ? WHERE id = ?'
+                self.ledger.write(sql, at, job)
+            return folder
 
     def status(self) -> dict[str, Any]:
-        r"""Returns numbers of requests by state, how many are overdue, and the version
-        in service.
+        r"""Returns numbers of requests by state, how many are overdue, the version
+        in service, and the job that is to complete a rollback.
         """
         states = self.ledger.rows('SELECT state, COUNT(*) AS n FROM request GROUP BY 1')
         overdue = self.ledger.row(
@@ -467,20 +555,59 @@ class Workspace:
         )
         assert overdue is not None
         assert waiting is not None
-        service = self.versions.service
+        service, pending = self.versions.service, schedule.pending(self)
         return {
             'requests': {row['state']: row['n'] for row in states},
             'overdue': overdue['n'],
             'next_deadline': waiting['due'],
             'version': service['id'],
             'watermark': service['watermark'],
+            'rollback': None if pending is None else pending['id'],
         }
+
+    def accept_clock(self, who: str, why: str) -> None:
+        r"""Lets the workspace go by the clock although earlier events are ahead of it:
+        that which had told their times was wrong. Times that stand in it stay.
+
+        Args:
+            who (str): Who decides.
+            why (str): The reason.
+
+        Raises:
+            PermissionError: If others have the role :obj:`'review'`.
+            ValueError: If nobody or no reason is named.
+        """
+        self.settings.check_role('review', who)
+        check_text(who, 'who')
+        check_text(why, 'why')
+        with self._renewed(), self.ledger.transaction():
+            self.ledger.event(self.clock(), 'clock_set', who=who, why=why)
+
+    @contextmanager
+    def _renewed(self) -> Iterator[None]:
+        r"""Renews after a change of the ledger, once for changes that belong together,
+        and refuses any to an older copy of it.
+        """
+        is_outer = not self.ledger.db.in_transaction
+        if is_outer:
+            self.versions.check_head()
+        yield
+        if is_outer:
+            self.renew()
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        with self._locked():
+            self.ledger.check_clock(self.clock())
+            yield
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
         try:
             with FileLock(self.root / 'worker.lock', timeout=0):
+                self.versions.check_head()
                 yield
+                self.renew()
         except Timeout as error:
             raise Busy(f"Another worker is at work in '{self.root}'") from error
 
