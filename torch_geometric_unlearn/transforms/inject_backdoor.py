@@ -37,7 +37,9 @@ class InjectBackdoor(BaseTransform):
       neighbours of the target by the features of any modality.
     - Every poisoned user interacts with the trigger, the target, and
       :obj:`num_fillers` items drawn by popularity. With :obj:`triggers_per_user`, each
-      holds only that many of the trigger items, which are handed out in turns.
+      holds only that many of the trigger items, which are handed out in turns, so that
+      profiles stay short and unlike each other [ours]. What a graph model passes from
+      a trigger item to the target shrinks with the length of the profiles in between.
 
     Whether a model learns it is another matter, and has to be checked first. By
     default, MGCN on :obj:`SyntheticMultimodal('small')` showed the target to about one
