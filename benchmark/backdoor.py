@@ -7,8 +7,8 @@ r"""Is a planted backdoor learned, and does it go with the planted users?
 Plants fake users by `InjectBackdoor`, trains on them, asks to forget them, and counts
 for how many clean users the trigger calls up the target before and after every method,
 beside a model that was retrained without them. The file says too how well the original
-ranks, and which of its epochs was kept. Trained models stay in a folder of their own, and a
-training that was stopped goes on from its last checkpoint.
+ranks, and which of its epochs was kept. Trained models stay in a folder of their own,
+and a training that was stopped goes on from its last checkpoint.
 """
 
 import argparse
