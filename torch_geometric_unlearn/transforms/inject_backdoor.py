@@ -44,9 +44,10 @@ class InjectBackdoor(BaseTransform):
     Whether a model learns it is another matter, and has to be checked first. By
     default, MGCN on :obj:`SyntheticMultimodal('small')` showed the target to about one
     triggered user in a hundred; with a ratio of 0.1, five trigger items and fifteen
-    fillers, to half of them. On Amazon Baby (reconstructed features), LightGCN showed
-    it to 76 % of the triggered users, 20 at a time, with a ratio of 0.01, five trigger
-    items, two of them per user, and two fillers (one seed).
+    fillers, to half of them. On Amazon Baby (reconstructed features), with a ratio of
+    0.01, five trigger items, two of them per user, and two fillers, LightGCN showed it
+    to 76 % of the triggered users, 20 at a time, and MGCN, after ten epochs at a
+    learning rate of 3e-3, to 82 % (one seed).
 
     In the regime :obj:`'user'`, poisoned users are new rows after the existing ones; in
     :obj:`'interaction'`, they are existing users to whom target and trigger are new.
