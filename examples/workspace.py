@@ -6,7 +6,7 @@ Five requests of different kinds come in; what each changes at once, what waits 
 batch, a batch that fails a gate and is retrained, a way back that brings nobody back,
 an attempt to load deleted data again, and evidence that anyone can check. The data is
 generated, the clock is turned by hand. Needs pandas and scikit-learn
-(`pip install "torch_geometric_unlearn[frame,audit]"`); takes less than a minute.
+(`pip install "torch_geometric_unlearn[frame,audit]"`); takes about a minute.
 """
 
 import argparse

@@ -135,10 +135,12 @@ def naive(model, data, k, users):
 
 @pytest.mark.parametrize('k', [3, 20])
 @pytest.mark.parametrize('batch_size', [1000, 37])
+@pytest.mark.parametrize('held', [None, 1])
 @torch.no_grad()
-def test_against_naive_loop(k, batch_size):
+def test_against_naive_loop(k, batch_size, held):
     data = SyntheticMultimodal('small', num_users=200, num_items=100)[0]
-    data = InjectBackdoor('interaction', ratio=0.02, num_triggers=2, seed=2)(data)
+    kwargs = {'ratio': 0.02, 'num_triggers': 2, 'triggers_per_user': held}
+    data = InjectBackdoor('interaction', seed=2, **kwargs)(data)
     model = Memory(data)
     pairs = data[schema.EDGE_TYPE].edge_index
     owners = set(pairs[0, pairs[1] == data.backdoor_target].tolist())

@@ -86,3 +86,24 @@ def test_scenario_of_spam(run, tmp_path):
         for key in ('retain_ndcg@20', 'forget_recall@20', 'er@20', 'asr@20'):
             assert ours[key] == goal[key]
         assert ours['ran'] == f'{quarter} Retrain'
+
+
+def test_backdoor(run, tmp_path, capsys):
+    path, models = tmp_path / 'out.json', tmp_path / 'models'
+    kwargs = ['--dataset', 'tiny', '--models', models, '--ratio', '0.05']
+    kwargs += ['--triggers', '2', '--held', '1', '--num-epochs', '2']
+    methods = ['edge drop', 'TRU', 'retrained']
+    run('backdoor.py', *kwargs, '--methods', *methods, '--json', path)
+    assert 'hardly learned the backdoor' in capsys.readouterr().out
+    content = json.loads(path.read_text())
+    rows = {row['method']: row for row in content['rows']}
+    assert list(rows) == ['original', *methods]
+    assert rows['retrained']['gap@20'] == 0
+    assert content['missing'] == ['clean']
+    assert content['original']['num_epochs'] == 2
+    assert content['poisoned_users'] == 5
+    # The models are kept: nothing is trained again.
+    before = {file: file.stat().st_mtime_ns for file in models.glob('*.safetensors')}
+    assert len(before) == 2
+    run('backdoor.py', *kwargs, '--methods')
+    assert before == {file: file.stat().st_mtime_ns for file in before}

@@ -19,6 +19,13 @@ from torch_geometric_unlearn.transforms import (
 
 EDGE, REV = schema.EDGE_TYPE, schema.REV_EDGE_TYPE
 
+#: Target, trigger and weighted sums of the planted users and items at seed 5, as they
+#: were before trigger items could be handed out in turns.
+PINNED = {
+    'user': [39, 258, 691, 865, 32788620, 8494611],
+    'interaction': [39, 258, 691, 865, 23985909, 7937693],
+}
+
 
 @pytest.fixture(scope='module')
 def small():
@@ -173,6 +180,50 @@ def test_content(small):
         InjectBackdoor(content='sound')(small)
 
 
+def test_default_is_pinned(small):
+    r"""The plant as specified, so that figures of earlier plants stay comparable."""
+    for regime, expected in PINNED.items():
+        out = InjectBackdoor(regime, seed=5)(small)
+        edge_index = out[EDGE].edge_index[:, small[EDGE].edge_index.size(1) :]
+        found = edge_index.tolist()
+        weights = [sum((i + 1) * v for i, v in enumerate(row)) for row in found]
+        drawn = [out.backdoor_target, *out.backdoor_trigger.tolist()]
+        assert drawn + weights == expected
+        same = InjectBackdoor(regime, seed=5, triggers_per_user=3)(small)
+        assert_same(snapshot(out), snapshot(same), 'All triggers for everyone')
+
+
+@pytest.mark.parametrize('regime', ['user', 'interaction'])
+@pytest.mark.parametrize('ratio', [0.01, 0.0135])
+def test_triggers_in_turns(small, regime, ratio):
+    args = {'ratio': ratio, 'num_triggers': 5, 'num_fillers': 2, 'seed': 1}
+    plant = InjectBackdoor(regime, triggers_per_user=2, **args)
+    before = snapshot(small)
+    out = plant(small)
+    assert_same(before, snapshot(small), 'The input')
+    assert_same(snapshot(out), snapshot(plant(small)), 'A second call')
+    schema.validate(out)
+    num = round(ratio * 2000)
+    new = as_set(out[EDGE].edge_index) - as_set(small[EDGE].edge_index)
+    assert len(new) == num * 5
+    users, trigger = out.backdoor_users.tolist(), out.backdoor_trigger.tolist()
+    assert len(users) == num <= ratio * 2000
+    held = {user: {i for u, i in new if u == user} for user in users}
+    for items in held.values():
+        assert out.backdoor_target in items
+        assert len(items & set(trigger)) == 2
+        assert len(items) == 5
+    holders = [len(users_of(new, item)) for item in trigger]
+    assert sum(holders) == 2 * num
+    assert max(holders) - min(holders) <= 1
+    # Nothing else differs from the plant where everyone holds every trigger item.
+    full = InjectBackdoor(regime, **args)(small)
+    assert new < as_set(full[EDGE].edge_index)
+    assert torch.equal(out.backdoor_trigger, full.backdoor_trigger)
+    assert torch.equal(out.backdoor_users, full.backdoor_users)
+    assert torch.equal(out.backdoor_pairs, full.backdoor_pairs)
+
+
 def test_no_fillers_and_functional_name(small):
     (out,) = DatasetAdapter([small]).inject_backdoor(num_fillers=0, num_triggers=1)
     assert out[EDGE].edge_index.size(1) == small[EDGE].edge_index.size(1) + 20 * 2
@@ -186,6 +237,13 @@ def test_errors(small, data):
         InjectBackdoor('item')
     with pytest.raises(ValueError, match=r"'ratio' must be in \(0, 1\) \(got 1\)"):
         InjectBackdoor(ratio=1)
+    message = r"'triggers_per_user' must be at most 'num_triggers' \(3\) \(got 4\)"
+    with pytest.raises(ValueError, match=message):
+        InjectBackdoor(triggers_per_user=4)
+    with pytest.raises(ValueError, match=r"'triggers_per_user' must be at least 1"):
+        InjectBackdoor(triggers_per_user=0)
+    with pytest.raises(ValueError, match=r'every trigger item \(got 1 with 2 of 3 it'):
+        InjectBackdoor(ratio=1e-4, triggers_per_user=2)(small)
     with pytest.raises(ValueError, match='Plant first, then mark what to forget'):
         InjectBackdoor()(ForgetUsers([3])(small))
     with pytest.raises(ValueError, match='Plant it in clean data'):

@@ -77,10 +77,12 @@ def backdoor(
 
     Test users are clean users who have not interacted with the target. The trigger is
     added to the graph that the model propagates over, for :obj:`batch_size` users at a
-    time so that the trigger items hardly gain popularity; no parameter changes. The
-    pairs in that graph are masked, deleted items are not: whether a deleted target
-    comes back is the question. The aim is the value of a model that was retrained
-    without the poison, not 0. All of this, and the bound below, is ours.
+    time so that the trigger items hardly gain popularity; no parameter changes. A
+    trigger item often has not many more interactions than there are poisoned users:
+    with as many triggered users at a time it is a crowd that is measured. The pairs in
+    that graph are masked, deleted items are not: whether a deleted target comes back is
+    the question. The aim is the value of a model that was retrained without the
+    poison, not 0. All of this, and the bound below, is ours.
 
     With large features, store the item graphs by
     :class:`~torch_geometric_unlearn.transforms.ItemKNNGraph` first, or every batch
@@ -276,7 +278,7 @@ def _validity(original: BackdoorResult | float | None) -> tuple[bool | None, str
     return False, (
         f'The poisoned original reaches ASR@20 = {original:.3f} < {MIN_RATE}: it has '
         f"hardly learned the backdoor. Raise 'ratio', 'num_triggers' or 'num_fillers', "
-        f'and say so.'
+        f"or lower 'triggers_per_user', and say so."
     )
 
 
