@@ -63,6 +63,7 @@ def call(name):
         ),
         'report.build_report': report,
         'train.fit': lambda **flag: fit(mgcn(), DATA, num_epochs=1, **flag),
+        'unlearn.UltraRE': lambda **flag: unlearn.UltraRE(nn.MGCN.from_data, **flag),
         'unlearn.PartialRetrain': lambda **flag: unlearn.PartialRetrain(
             checkpoint='run.pt', **flag
         ),

@@ -102,7 +102,7 @@ CHANGES = {
 SILENT = {
     'EdgeDrop': {'seed'},
     'PartialRetrain': {'checkpoint', 'resume'},
-    'UltraRE': {'num_workers'},
+    'UltraRE': {'num_workers', 'by_rank'},
 }
 CASES = [(method, name) for method, changes in CHANGES.items() for name in changes]
 

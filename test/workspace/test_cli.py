@@ -1,4 +1,5 @@
 import io
+import importlib.machinery
 import json
 import os
 import runpy
@@ -516,6 +517,8 @@ def test_functions_by_place(run, tmp_path):
     Path('json.py').write_text('def f(): return 1')  # Shadows nothing afterwards.
     assert find_function('json.py:f')() == 1
     assert sys.modules['json'] is json
+    found = importlib.machinery.PathFinder.find_spec('json')  # As a new process would.
+    assert found.origin == json.__file__
 
 
 def test_ways_to_call_it(run, monkeypatch, capsys):

@@ -67,7 +67,7 @@ def _run_file(path: Path) -> Any:
         raise ValueError(f"There is no file '{path}'")
     folder = str(path.resolve().parent)
     if folder not in sys.path:
-        sys.path.insert(0, folder)
+        sys.path.append(folder)  # At the front, it would shadow what others import.
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
