@@ -1,5 +1,5 @@
-import io
 import importlib.machinery
+import io
 import json
 import os
 import runpy
