@@ -7,7 +7,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from torch_geometric_unlearn.data import schema
-from torch_geometric_unlearn.nn import MGCN
+from torch_geometric_unlearn.nn import MGCN, ColumnParallelLightGCN
 from torch_geometric_unlearn.nn.models import ShardEnsemble
 from torch_geometric_unlearn.testing import check_unlearner
 from torch_geometric_unlearn.train import fit
@@ -381,3 +381,12 @@ def test_bad_arguments():
         with pytest.raises(ValueError, match=message):
             UltraRE(build, **kwargs)
     assert 'num_shards=5' in repr(UltraRE(build))
+
+
+@pytest.mark.parametrize('by_rank', [False, True])
+def test_shards_are_whole_models(data, by_rank):
+    unlearner = UltraRE(
+        ColumnParallelLightGCN.from_data, 2, grouping='random', by_rank=by_rank
+    )
+    with pytest.raises(ValueError, match='must return a whole model'):
+        unlearner.prepare(None, data)

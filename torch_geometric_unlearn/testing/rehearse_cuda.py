@@ -118,7 +118,7 @@ def _claim(x: Any, outer: dict[int, ClaimedTensor], name: str) -> Any:
         return ClaimedTensor(x, is_number=name == 'scalar_tensor')
     out = outer[id(x)]
     if out.size() != x.size():
-        raise NotImplementedError(
+        raise RuntimeError(
             f"'{name}' has changed the shape of a tensor in place, which a rehearsal "
             f"can't follow"
         )

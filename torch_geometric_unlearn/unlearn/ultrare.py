@@ -15,6 +15,7 @@ from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.digest import data_digest
 from torch_geometric_unlearn.data.request import Request, without_request
 from torch_geometric_unlearn.distributed import Processes
+from torch_geometric_unlearn.distributed.columns import columns_of
 from torch_geometric_unlearn.loader import TripletLoader
 from torch_geometric_unlearn.metrics import embed
 from torch_geometric_unlearn.nn.models.base import RecommenderLike
@@ -362,6 +363,12 @@ class UltraRE(Unlearner):
             # Without an interaction there is nothing to train, nor a graph to build.
             with isolated_seed(self.seed):
                 shard = self.build_model(data if view is None else view)
+            if columns_of(shard) is not None:
+                raise ValueError(
+                    f"'build_model' must return a whole model (got {shard}, of which "
+                    f'every process holds some columns). Shards are divided among '
+                    f"processes as a whole: 'by_rank=True'."
+                )
             if not shards:
                 data = share_item_graphs([shard], data)
                 view = group_data(data, owner, k)
