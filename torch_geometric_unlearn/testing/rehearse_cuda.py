@@ -226,7 +226,7 @@ def rehearse_cuda(allow: Collection[str] = ()) -> Iterator[Rehearsal]:
         RuntimeError: Inside the block, where CUDA would raise, or where a training step
             waits at another place.
         TypeError: Inside the block, for :obj:`.numpy()` of a device tensor.
-        NotImplementedError: Inside the block, where a tensor is resized in place.
+        RuntimeError: Inside the block, where a tensor is resized in place.
 
     Example:
         >>> data = SyntheticMultimodal('tiny')[0]
