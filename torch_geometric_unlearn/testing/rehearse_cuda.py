@@ -223,10 +223,10 @@ def rehearse_cuda(allow: Collection[str] = ()) -> Iterator[Rehearsal]:
         Rehearsal: Its :obj:`waits` are all places where the host has waited.
 
     Raises:
-        RuntimeError: Inside the block, where CUDA would raise, or where a training step
-            waits at another place.
+        RuntimeError: Inside the block, where CUDA would raise, where a training step
+            waits at another place, or where a tensor is resized in place, which is not
+            followed.
         TypeError: Inside the block, for :obj:`.numpy()` of a device tensor.
-        RuntimeError: Inside the block, where a tensor is resized in place.
 
     Example:
         >>> data = SyntheticMultimodal('tiny')[0]
