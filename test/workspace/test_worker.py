@@ -332,9 +332,10 @@ def test_retraining_decides_before_a_deadline(ws, ask, shop, clock):
     clock.wait(8.5)
     ask(ws, users=[shop.user(4)])  # Somebody waits meanwhile.
     assert ws.plan().decides
-    ws.work(now=True)
-    assert ws.status()['version'] != job.version
-    assert ws.ledger.row('SELECT verdict FROM job')['verdict'] == 'pass'
+    [training] = ws.work(now=True)
+    assert (training.verdict, training.requests) == ('pass', [])
+    assert ws.status()['version'] == training.version != job.version
+    assert {x['verdict'] for x in ws.ledger.rows('SELECT verdict FROM job')} == {'pass'}
     assert not ws.plan().decides
     assert shop.user(4) not in ws.load()[1]['user'].raw_id
     assert ws.finalise() == [1]
