@@ -103,7 +103,7 @@ def test_rule_of_pairs(make, ask, data, shop, tmp_path):
 
 
 def test_rule_of_surges(make, ask, shop, tmp_path, clock):
-    ws = make(tmp_path / 'shop', surge_share=0.04)
+    ws = make(tmp_path / 'shop', surge_share=0.025)
     ws.settings = ws.settings.__class__(**(vars(ws.settings) | {
         'method': 'RowReset', 'method_args': {}}))  # fmt: skip
     infos = [ask(ws, users=[shop.user(i)]) for i in range(20)]

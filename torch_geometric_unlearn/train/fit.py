@@ -224,7 +224,7 @@ def fit(
         run.loss = torch.compile(run.loss, **compile)
     validation = schema.held_out(data, 'val').to(device)
     exclude = train_pairs.to(device)
-    with isolated_seed(seed), ResourceMeter(device) as meter:
+    with torch.enable_grad(), isolated_seed(seed), ResourceMeter(device) as meter:
         if checkpoint is not None and exists(checkpoint):
             run.load(checkpoint)
             graph = model.build_graph(data)  # Of that state.
