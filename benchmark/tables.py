@@ -20,7 +20,7 @@ from pathlib import Path
 import cells
 import figures
 import older
-import shop_tables
+import script_tables
 from columns import CLOSENESS, MAIN, SHORT, Rows
 from gathered import Refused, Results
 
@@ -36,7 +36,7 @@ _AUDITS = {
 }
 
 
-_OF_FILES = older.KINDS | shop_tables.KINDS
+_OF_FILES = older.KINDS | script_tables.KINDS
 
 
 def table(text, results):

@@ -1,4 +1,4 @@
-r"""Tables of what the benchmarks of the deletion service have measured."""
+r"""Tables of what scripts have measured: the deletion service, and a backdoor."""
 
 from __future__ import annotations
 
@@ -77,6 +77,20 @@ def exposure(name):
     return _by_quarter(rows, 'method', lambda row: percent(row['er@20']).lstrip('+'))
 
 
+def backdoor(*names):
+    r"""Attack success of a planted backdoor before and after every method, by file."""
+    files = [{row['method']: row for row in load(name)} for name in names]
+    lines = start(['ASR@20 / ER@20 / seconds', *(name.split('_')[2] for name in names)])
+    for method in files[0]:
+        rows = [file[method] for file in files]
+        cells = [
+            f'{row["asr@20"]:.3f} / {row["er@20"]:.3f} / {seconds(row["seconds"])}'
+            for row in rows
+        ]
+        lines.append(line([method, *cells]))
+    return text(lines)
+
+
 def _by_quarter(rows, key, cell):
     lines = start(['', '1/4', '2/4', '3/4', '4/4'])
     for name in dict.fromkeys(row[key] for row in rows):
@@ -106,4 +120,5 @@ KINDS = {
     'scenarios': scenarios,
     'scenario-jobs': jobs,
     'scenario-exposure': exposure,
+    'backdoor': backdoor,
 }
