@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from torch import Tensor
 from torch_geometric_unlearn.utils.files import make_folder
 from torch_geometric_unlearn.utils.tensor_file import load_tensors, save_tensors
 
-from .columns import Columns
+from .columns import Columns, UnevenColumns
 
 _STATE, _COLUMNS = 'state.safetensors', 'columns'
 
@@ -39,15 +39,17 @@ def save_columns(
     tensors: dict[str, Tensor],
     meta: dict[str, Any],
     columns: Columns,
+    divided: Mapping[str, Columns],
 ) -> None:
     r"""Writes a state; all processes call it together.
 
     Args:
         path (str or Path): The folder, which all processes reach.
-        tensors (dict): Tensors by name: matrices are the columns of this process, all
-            else is the same on every one.
+        tensors (dict): Tensors by name.
         meta (dict): The header, JSON-serialisable.
         columns (Columns): The processes.
+        divided (dict): Of which columns a tensor consists, by name, if it is a matrix;
+            all else is the same on every process.
 
     Raises:
         ValueError: If :obj:`path` is a file.
@@ -64,11 +66,12 @@ def save_columns(
     old = {entry.name for entry in root.glob(f'{_COLUMNS}-*')}
     number = max((int(name.rpartition('-')[2]) for name in old), default=-1) + 1
     name = f'{_COLUMNS}-{columns.share(number)[0]}'
-    whole = {key: _divided(x, columns) for key, x in tensors.items() if x.dim() == 2}
+    parts = {key for key in divided if key in tensors and tensors[key].dim() == 2}
+    whole = {key: _divided(tensors[key], divided[key]) for key in sorted(parts)}
     with torch.no_grad(), _quiet():
         save(whole, checkpoint_id=str(root / name), **_among(columns))
     if columns.rank == 0:
-        rest = {key: x for key, x in tensors.items() if x.dim() != 2}
+        rest = {key: x for key, x in tensors.items() if key not in parts}
         rest['columns'] = torch.tensor(columns.num_columns)
         save_tensors(root / _STATE, rest, {'header': meta, 'columns': name})
         for entry in old:
@@ -105,9 +108,10 @@ def load_columns(
         whole: dict[str, Any] = {}
         for key, entry in known.items():
             assert isinstance(entry, TensorStorageMetadata)
-            size = entry.size[0], columns.width
-            empty = torch.empty(size, dtype=entry.properties.dtype)
-            whole[key] = _divided(empty, columns)
+            num_rows, num_columns = entry.size
+            own = UnevenColumns(num_columns, columns.group)
+            empty = torch.empty(num_rows, own.width, dtype=entry.properties.dtype)
+            whole[key] = _divided(empty, own)
         with _quiet():
             load(whole, checkpoint_id=folder, **_among(columns))
     except (OSError, CheckpointException, RuntimeError) as error:
@@ -142,4 +146,11 @@ def _divided(x: Tensor, columns: Columns) -> Tensor:
 
     group: Any = columns.group or dist.group.WORLD
     mesh = DeviceMesh.from_group(group, x.device.type)
-    return DTensor.from_local(x.contiguous(), mesh, [Shard(1)], run_check=False)
+    return DTensor.from_local(
+        x.contiguous(),
+        mesh,
+        [Shard(1)],
+        run_check=False,
+        shape=torch.Size((x.size(0), columns.num_columns)),
+        stride=(columns.num_columns, 1),
+    )

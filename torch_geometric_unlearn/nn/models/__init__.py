@@ -4,6 +4,7 @@ from .adapter import RecommenderAdapter
 from .base import Recommender, RecommenderLike, RowBranch, Table, Triplets
 from .certified_head import CertifiedHead
 from .column_parallel_light_gcn import ColumnParallelLightGCN
+from .column_parallel_mgcn import ColumnParallelMGCN
 from .deletion_operators import DeletionOperators
 from .embedding_table import EmbeddingTable
 from .grow import grow
@@ -20,6 +21,7 @@ __all__ = [
     'MIGGT',
     'CertifiedHead',
     'ColumnParallelLightGCN',
+    'ColumnParallelMGCN',
     'DeletionOperators',
     'EmbeddingTable',
     'InteractionGraph',
