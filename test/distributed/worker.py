@@ -227,10 +227,10 @@ def main(build, folder):
         'Retrain': (Retrain(build, num_epochs=2, batch_size=256), marked),
     }
     if build is mgcn:
-        moved = PartialRetrain(
+        layers = PartialRetrain(
             min_steps=8, num_epochs=2, shared_lr=1e-3, checkpoint=folder / 'shared'
         )
-        methods['PartialRetrain, shared'] = moved, marked
+        methods['PartialRetrain, shared'] = layers, marked
     for name, (method, request) in methods.items():
         result = method(model, request)
         out[name] = embeddings(result.model, result.data)
@@ -248,7 +248,8 @@ def main(build, folder):
     out['refused method'] = refusal(lambda: TRU()(model, marked))
     wrong = marked if columns.rank == 0 else small
     out['tampered'] = refusal(lambda: EdgeDrop()(model, wrong))
-    out['other data'] = refusal(lambda: fit(model, DropForgotten()(wrong)))
+    other = DropForgotten()(wrong)
+    out['other data'] = refusal(lambda: fit(model, other, num_epochs=1))
     out['bad request'] = refusal(
         lambda: mark(data, ForgetUsers([10**6]) if first else None, columns)
     )
@@ -258,9 +259,9 @@ def main(build, folder):
     out['no request'] = refusal(lambda: mark(data, None, columns))
     out['odd'] = refusal(lambda: type(model).from_data(data, hidden_channels=7))
     if build is mgcn:
-        other = copy.deepcopy(model)
-        other.attention_hidden.bias.data += columns.rank
-        out['other layers'] = refusal(lambda: EdgeDrop()(other, marked))
+        moved = copy.deepcopy(model)
+        moved.attention_hidden.bias.data += columns.rank
+        out['other layers'] = refusal(lambda: EdgeDrop()(moved, marked))
         data['item'].x_image = data['item'].x_image[:, :1].clone()
         out['few'] = refusal(lambda: build(data))
     torch.save(out, folder / f'{columns.num_processes}-{columns.rank}.pt')
