@@ -30,8 +30,8 @@ class ColumnParallelMGCN(ColumnParallelModel[MGCN], MGCN):
     preferences mix columns: they are small, on every process, and each applies them to
     rows of its own, of which it receives all columns. In a step, these are items, whose
     projected features it adds up, and nodes of the batch. Their gradients are summed,
-    so that they stay bit-equal. Nothing of the graph's size is sent but projections and
-    gates of items, :math:`2 H` numbers each in either direction.
+    so that they stay bit-equal. Of what grows with the data, nothing is sent but
+    projections and gates of the items.
 
     :meth:`forward` and all that shows embeddings gather all columns, so that metrics,
     audits and :meth:`recommend` work as they are and give the same on every process.
