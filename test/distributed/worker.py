@@ -22,12 +22,14 @@ from torch_geometric_unlearn.distributed import (
     process_group,
 )
 from torch_geometric_unlearn.distributed import processes as processes_module
+from torch_geometric_unlearn.distributed.blocks import Blocks
 from torch_geometric_unlearn.distributed.columns import UnevenColumns, divided
 from torch_geometric_unlearn.distributed.rows import Rows
 from torch_geometric_unlearn.metrics import evaluate_request, evaluate_split
 from torch_geometric_unlearn.nn import (
     ColumnParallelLightGCN,
     ColumnParallelMGCN,
+    ColumnParallelMIGGT,
     LightGCN,
     Triplets,
 )
@@ -45,6 +47,7 @@ from torch_geometric_unlearn.unlearn import (
     RowReset,
     UltraRE,
 )
+from torch_geometric_unlearn.utils.mode import evaluating
 
 CHANNELS = 8
 
@@ -55,6 +58,12 @@ def light_gcn(data):
 
 def mgcn(data):
     return ColumnParallelMGCN.from_data(data, hidden_channels=CHANNELS)
+
+
+def mig_gt(data):
+    r"""In float64, as biases before batch norm make steps of their rounding."""
+    sizes = {'hidden_channels': CHANNELS, 'encoder_channels': 11}
+    return ColumnParallelMIGGT.from_data(data, **sizes).double()
 
 
 def load_data(build=light_gcn):
@@ -72,7 +81,8 @@ def batch_of(data):
 
 
 def embeddings(model, data):
-    return [x.detach() for x in model(model.build_graph(data))]
+    with evaluating(model):
+        return [x.detach() for x in model(model.build_graph(data))]
 
 
 def refusal(function):
@@ -93,6 +103,7 @@ def shared(model):
 def gradients(model, data):
     r"""Whole gradients: of the loss, and of embeddings of which all do the same."""
     model = copy.deepcopy(model)
+    torch.manual_seed(5)  # Of dropout.
     for table in model.tables():
         table.parameter.data *= 10  # Or attention would have next to none.
     graph, parts, out = model.build_graph(data), divided(model), []
@@ -155,6 +166,7 @@ def transposes(folder):
         rows, gen = Rows(num_rows), torch.Generator().manual_seed(num_rows)
         x, weight, *own = torch.randn(2 + 2 * num, num_rows, 3, CHANNELS, generator=gen)
         own, weights = own[rank], own[num + rank]
+        wide = Blocks(CHANNELS, 2)
 
         def of_columns(x, columns=columns):
             return x[..., columns.start : columns.start + columns.width]
@@ -165,10 +177,12 @@ def transposes(folder):
         cases = {
             'from_columns': (rows.from_columns, of_columns(x), of_rows(weight)),
             'to_columns': (rows.to_columns, of_rows(x), of_columns(weight)),
-            'sum': (rows.sum, own, of_rows(weight)),
+            'reduce': (rows.reduce, own, of_rows(weight)),
             'collect': (rows.collect, of_rows(x), weights),
             'gather': (rows.gather, of_rows(x), weight),
             'take': (rows.take, x, of_rows(weight)),
+            'reduce, columns': (wide.reduce, own, wide.take(weight)),
+            'collect, columns': (wide.collect, wide.take(x), weights),
         }
         for name, (function, given, factor) in cases.items():
             given = given.clone().requires_grad_()
@@ -226,7 +240,7 @@ def main(build, folder):
         ),
         'Retrain': (Retrain(build, num_epochs=2, batch_size=256), marked),
     }
-    if build is mgcn:
+    if build is not light_gcn:
         layers = PartialRetrain(
             min_steps=8, num_epochs=2, shared_lr=1e-3, checkpoint=folder / 'shared'
         )
@@ -343,8 +357,10 @@ def state_of(model):
 STEPS = {
     'light_gcn': partial(main, light_gcn),
     'mgcn': partial(main, mgcn),
+    'mig_gt': partial(main, mig_gt),
     'load_light_gcn': partial(load, light_gcn),
     'load_mgcn': partial(load, mgcn),
+    'load_mig_gt': partial(load, mig_gt),
     'transposes': transposes,
     'shards': shards,
     'die_once': die_once,

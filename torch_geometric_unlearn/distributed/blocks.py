@@ -62,6 +62,19 @@ class Blocks(Processes):
         """
         return self._map(x, self._gather, self._take)
 
+    def reduce(self, x: Tensor) -> Tensor:
+        r"""Returns the block of this process of the sum over the processes of what each
+        one has of the whole.
+        """
+        return self._map(x, self._reduce, self._gather)
+
+    def collect(self, x: Tensor) -> Tensor:
+        r"""Returns the whole from the block of this process, where each goes on with a
+        computation of its own, a part of a sum over the processes; :meth:`gather` is
+        for those that all do the same.
+        """
+        return self._map(x, self._gather, self._reduce)
+
     def _map(self, x: Tensor, forward: Any, backward: Any) -> Tensor:
         return x if self.num_processes == 1 else map_linearly(x, forward, backward)
 
@@ -76,6 +89,23 @@ class Blocks(Processes):
         out = [torch.empty_like(x) for _ in range(self.num_processes)]
         dist.all_gather(out, x, group=self.group)
         return torch.cat(out, self.dim).narrow(self.dim, 0, self.total)
+
+    def _reduce(self, x: Tensor) -> Tensor:
+        return self._parts(x.movedim(self.dim, 0)).sum(dim=0).movedim(0, self.dim)
+
+    def _parts(self, x: Tensor) -> Tensor:
+        r"""Returns the block of this process, along the first dimension, of what each
+        one holds, :math:`(P, N_r, *)`.
+        """
+        out = x.new_empty(self.num_processes, self.size, *x.shape[1:])
+        sizes = [self.size] * self.num_processes
+        self._exchange(out.flatten(0, 1), x.contiguous(), sizes, self.sizes)
+        return out
+
+    def _exchange(
+        self, out: Tensor, x: Tensor, received: list[int], sent: list[int]
+    ) -> None:
+        dist.all_to_all_single(out, x, received, sent, group=self.group)
 
 
 def map_linearly(

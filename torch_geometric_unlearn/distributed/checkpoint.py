@@ -24,7 +24,8 @@ from torch import Tensor
 from torch_geometric_unlearn.utils.files import make_folder
 from torch_geometric_unlearn.utils.tensor_file import load_tensors, save_tensors
 
-from .columns import Columns, UnevenColumns
+from .blocks import Blocks
+from .columns import Columns
 
 _STATE, _COLUMNS = 'state.safetensors', 'columns'
 
@@ -39,7 +40,7 @@ def save_columns(
     tensors: dict[str, Tensor],
     meta: dict[str, Any],
     columns: Columns,
-    divided: Mapping[str, Columns],
+    divided: Mapping[str, Blocks],
 ) -> None:
     r"""Writes a state; all processes call it together.
 
@@ -48,8 +49,8 @@ def save_columns(
         tensors (dict): Tensors by name.
         meta (dict): The header, JSON-serialisable.
         columns (Columns): The processes.
-        divided (dict): Of which columns a tensor consists, by name, if it is a matrix;
-            all else is the same on every process.
+        divided (dict): Of which block a tensor consists, by name, if it has that
+            dimension; all else is the same on every process.
 
     Raises:
         ValueError: If :obj:`path` is a file.
@@ -66,14 +67,20 @@ def save_columns(
     old = {entry.name for entry in root.glob(f'{_COLUMNS}-*')}
     number = max((int(name.rpartition('-')[2]) for name in old), default=-1) + 1
     name = f'{_COLUMNS}-{columns.share(number)[0]}'
-    parts = {key for key in divided if key in tensors and tensors[key].dim() == 2}
-    whole = {key: _divided(tensors[key], divided[key]) for key in sorted(parts)}
+    parts = {
+        key: divided[key]
+        for key, x in tensors.items()
+        if key in divided and x.dim() > divided[key].dim
+    }
+    whole = {key: _divided(tensors[key], part) for key, part in parts.items()}
     with torch.no_grad(), _quiet():
         save(whole, checkpoint_id=str(root / name), **_among(columns))
     if columns.rank == 0:
         rest = {key: x for key, x in tensors.items() if key not in parts}
         rest['columns'] = torch.tensor(columns.num_columns)
-        save_tensors(root / _STATE, rest, {'header': meta, 'columns': name})
+        dims = {key: part.dim for key, part in parts.items()}
+        header = {'header': meta, 'columns': name, 'dims': dims}
+        save_tensors(root / _STATE, rest, header)
         for entry in old:
             shutil.rmtree(root / entry, ignore_errors=True)
     columns.share(None)  # Nobody goes on before it is there.
@@ -108,9 +115,11 @@ def load_columns(
         whole: dict[str, Any] = {}
         for key, entry in known.items():
             assert isinstance(entry, TensorStorageMetadata)
-            num_rows, num_columns = entry.size
-            own = UnevenColumns(num_columns, columns.group)
-            empty = torch.empty(num_rows, own.width, dtype=entry.properties.dtype)
+            # Earlier states have tables only.
+            size, dim = list(entry.size), meta.get('dims', {}).get(key, 1)
+            own = Blocks(size[dim], dim, columns.group)
+            size[dim] = own.size
+            empty = torch.empty(size, dtype=entry.properties.dtype)
             whole[key] = _divided(empty, own)
         with _quiet():
             load(whole, checkpoint_id=folder, **_among(columns))
@@ -136,21 +145,23 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _divided(x: Tensor, columns: Columns) -> Tensor:
-    r"""Returns columns as a part of the whole."""
+def _divided(x: Tensor, block: Blocks) -> Tensor:
+    r"""Returns a block as a part of the whole."""
     x = x.detach()
-    if columns.num_processes == 1:
+    if block.num_processes == 1:
         return x
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor, Shard
 
-    group: Any = columns.group or dist.group.WORLD
+    group: Any = block.group or dist.group.WORLD
     mesh = DeviceMesh.from_group(group, x.device.type)
+    size = list(x.shape)
+    size[block.dim] = block.total
     return DTensor.from_local(
         x.contiguous(),
         mesh,
-        [Shard(1)],
+        [Shard(block.dim)],
         run_check=False,
-        shape=torch.Size((x.size(0), columns.num_columns)),
-        stride=(columns.num_columns, 1),
+        shape=torch.Size(size),
+        stride=torch.empty(size, device='meta').stride(),
     )

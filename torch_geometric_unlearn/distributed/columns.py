@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -97,10 +97,22 @@ class Columns(Blocks):
         processes.
         """
         bound = (6 / (x.size(0) + self.num_columns)) ** 0.5
+        return self._fill(x, lambda x, rng: x.uniform_(-bound, bound, generator=rng))
+
+    @torch.no_grad()
+    def normal_(self, x: Tensor, std: float) -> Tensor:
+        r"""Fills columns of a table in place from a normal distribution, as
+        :meth:`xavier_uniform_` does from a uniform one.
+        """
+        return self._fill(x, lambda x, rng: x.normal_(0, std, generator=rng))
+
+    def _fill(
+        self, x: Tensor, draw: Callable[[Tensor, torch.Generator], Any]
+    ) -> Tensor:
         seed = self.seed()
         for block, rows in enumerate(x.split(BLOCK)):
             whole = torch.empty(rows.size(0), self.num_columns)
-            whole.uniform_(-bound, bound, generator=generator(seed + block))
+            draw(whole, generator(seed + block))
             rows.copy_(self.take(whole))
         return x
 
@@ -135,9 +147,9 @@ class ColumnParallel:
 
     columns: Columns
 
-    def divided(self) -> dict[str, Columns]:
-        r"""Returns of which columns a parameter consists, by name; all other parameters
-        and buffers are equal on every process.
+    def divided(self) -> dict[str, Blocks]:
+        r"""Returns of which block a parameter or buffer consists, by name; all others
+        are equal on every process.
         """
         raise NotImplementedError
 
@@ -149,14 +161,14 @@ def columns_of(model: Any) -> Columns | None:
     return model.columns if isinstance(model, ColumnParallel) else None
 
 
-def divided(model: Any) -> dict[str, Columns]:
-    r"""Returns of which columns a parameter of a model consists, by name."""
+def divided(model: Any) -> dict[str, Blocks]:
+    r"""Returns of which block a parameter or buffer of a model consists, by name."""
     return model.divided() if isinstance(model, ColumnParallel) else {}
 
 
 def whole_state(model: Any) -> Iterator[tuple[str, Tensor]]:
-    r"""Iterates over the parameters and buffers of a model by name, with all columns;
-    every process that holds some takes part.
+    r"""Iterates over the parameters and buffers of a model by name, as wholes; every
+    process that holds a block takes part.
     """
     parts = divided(model)
     for name, x in model.state_dict().items():

@@ -55,4 +55,4 @@ class ColumnLinear(Linear):
     def forward(self, x: Tensor) -> Tensor:
         rows = Rows(x.size(0), self.columns.group)
         (bias,) = self.columns.replicate(self.bias)
-        return rows.sum(F.linear(x, self.weight)) + bias
+        return rows.reduce(F.linear(x, self.weight)) + bias

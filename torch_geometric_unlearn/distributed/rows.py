@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.distributed as dist
 from torch import Tensor
 
 from .blocks import Blocks
@@ -46,19 +45,6 @@ class Rows(Blocks):
         """
         return self._map(x, self._to_columns, self._from_columns)
 
-    def sum(self, x: Tensor) -> Tensor:
-        r"""Returns the rows of this process, :math:`(N_r, *)`, of the sum over the
-        processes of their :math:`(N, *)`.
-        """
-        return self._map(x, self._sum, self._gather)
-
-    def collect(self, x: Tensor) -> Tensor:
-        r"""Returns the rows of all processes, :math:`(N, *)`, where each goes on with a
-        computation of its own, a part of a sum over the processes; :meth:`gather` is
-        for those that all do the same.
-        """
-        return self._map(x, self._gather, self._sum)
-
     def _from_columns(self, x: Tensor) -> Tensor:
         return self._parts(x).movedim(0, -2).flatten(-2)
 
@@ -68,20 +54,3 @@ class Rows(Blocks):
         out = x.new_empty(self.total, *x.shape[1:])
         self._exchange(out, x, self.sizes, [self.size] * self.num_processes)
         return out
-
-    def _sum(self, x: Tensor) -> Tensor:
-        return self._parts(x).sum(dim=0)
-
-    def _parts(self, x: Tensor) -> Tensor:
-        r"""Returns the rows of this process of what each one holds,
-        :math:`(P, N_r, *)`.
-        """
-        out = x.new_empty(self.num_processes, self.size, *x.shape[1:])
-        sizes = [self.size] * self.num_processes
-        self._exchange(out.flatten(0, 1), x.contiguous(), sizes, self.sizes)
-        return out
-
-    def _exchange(
-        self, out: Tensor, x: Tensor, received: list[int], sent: list[int]
-    ) -> None:
-        dist.all_to_all_single(out, x, received, sent, group=self.group)

@@ -16,12 +16,13 @@ from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import Request, is_erased
+from torch_geometric_unlearn.distributed.blocks import Blocks
 from torch_geometric_unlearn.distributed.checkpoint import (
     has_state,
     load_columns,
     save_columns,
 )
-from torch_geometric_unlearn.distributed.columns import Columns, columns_of, divided
+from torch_geometric_unlearn.distributed.columns import columns_of, divided
 from torch_geometric_unlearn.nn.models.base import (
     Recommender,
     RecommenderLike,
@@ -173,7 +174,7 @@ def save_state(
     tensors: dict[str, Tensor],
     header: dict[str, Any],
     model: RecommenderLike,
-    divided: Mapping[str, Columns],
+    divided: Mapping[str, Blocks],
 ) -> None:
     r"""Writes tensors and a header in one step: into a file, or together with the other
     processes into a folder if the model is divided by columns; :obj:`divided` tells

@@ -379,9 +379,9 @@ class _Run:
             'stopped': self.stopped,
         }
         names = divided(self.model)
-        parts = {key: names.get(key.rpartition('/')[2]) for key in tensors}
-        found = {key: columns for key, columns in parts.items() if columns is not None}
-        save_state(path, tensors, header, self.model, found)
+        own = {key: key.rpartition('/')[2] for key in tensors}
+        parts = {key: names[name] for key, name in own.items() if name in names}
+        save_state(path, tensors, header, self.model, parts)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         tensors, header = load_state(path, self.model)

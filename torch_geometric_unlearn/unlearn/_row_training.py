@@ -15,7 +15,8 @@ from torch_geometric.data import HeteroData
 from tqdm.auto import tqdm
 
 from torch_geometric_unlearn.data import schema
-from torch_geometric_unlearn.distributed.columns import Columns, holds
+from torch_geometric_unlearn.distributed.blocks import Blocks
+from torch_geometric_unlearn.distributed.columns import holds
 from torch_geometric_unlearn.loader.row_loader import RowLoader
 from torch_geometric_unlearn.metrics import embed, ranking_metrics
 from torch_geometric_unlearn.nn.models import LinearRows, TableRows, Triplets
@@ -216,16 +217,16 @@ class RowTraining:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         tensors: dict[str, Tensor] = {}
-        divided: dict[str, Columns] = {}
+        divided: dict[str, Blocks] = {}
         for place, value in enumerate(self.rows.values):
             own = {f'value/{place}': value}
             if self.best is not None:
                 own[f'best/{place}'] = self.best[place]
             for key, state in self.optimizer.state[value].items():
                 own[f'adam/{place}/{key}'] = state
-            columns = self.rows.columns[place]
-            if columns is not None:
-                divided |= dict.fromkeys(own, columns)
+            block = self.rows.blocks[place]
+            if block is not None:
+                divided |= dict.fromkeys(own, block)
             tensors |= own
         tensors |= random_states(self.loader.generator, self.device)
         header = model_record(self.model) | {

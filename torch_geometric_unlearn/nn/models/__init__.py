@@ -5,6 +5,7 @@ from .base import Recommender, RecommenderLike, RowBranch, Table, Triplets
 from .certified_head import CertifiedHead
 from .column_parallel_light_gcn import ColumnParallelLightGCN
 from .column_parallel_mgcn import ColumnParallelMGCN
+from .column_parallel_mig_gt import ColumnParallelMIGGT
 from .deletion_operators import DeletionOperators
 from .embedding_table import EmbeddingTable
 from .grow import grow
@@ -22,6 +23,7 @@ __all__ = [
     'CertifiedHead',
     'ColumnParallelLightGCN',
     'ColumnParallelMGCN',
+    'ColumnParallelMIGGT',
     'DeletionOperators',
     'EmbeddingTable',
     'InteractionGraph',

@@ -5,11 +5,8 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor
 
-from torch_geometric_unlearn.distributed.columns import (
-    ColumnParallel,
-    Columns,
-    whole_state,
-)
+from torch_geometric_unlearn.distributed.blocks import Blocks
+from torch_geometric_unlearn.distributed.columns import ColumnParallel, whole_state
 from torch_geometric_unlearn.utils.seed import isolated_seed
 
 from .base import Recommender, Table, constructor_arguments, named_tables
@@ -26,7 +23,7 @@ class ColumnParallelModel(ColumnParallel, Generic[WholeT]):
     #: The class of the whole model.
     whole_class: ClassVar[type[Any]]
 
-    def divided(self: Any) -> dict[str, Columns]:
+    def divided(self: Any) -> dict[str, Blocks]:
         parts = {name: table.columns for name, table in named_tables(self).items()}
         return {name: part for name, part in parts.items() if part is not None}
 
@@ -42,7 +39,7 @@ class ColumnParallelModel(ColumnParallel, Generic[WholeT]):
         state = model.state_dict()
         out: Any = _build(cls, model, state, {'group': group})
         parts = out.divided()
-        for name, own in out.named_parameters():
+        for name, own in out.state_dict(keep_vars=True).items():
             x = state[name]
             own.data = (parts[name].take(x) if name in parts else x).clone()
         return out.train(model.training)
@@ -53,13 +50,12 @@ class ColumnParallelModel(ColumnParallel, Generic[WholeT]):
         """
         state = dict(whole_state(self))
         out: Any = _build(self.whole_class, self, state, {})
-        for name, whole in out.named_parameters():
+        for name, whole in out.state_dict(keep_vars=True).items():
             whole.data = state[name].clone()
         return out.train(self.training)  # type: ignore[attr-defined]
 
-    def _divide(self, tables: Iterable[Table]) -> list[Table]:
-        r"""Returns ID tables as the columns that they are."""
-        init = self.columns.xavier_uniform_
+    def _divide(self, tables: Iterable[Table], init: Any) -> list[Table]:
+        r"""Returns ID tables as the columns that they are, which :obj:`init` fills."""
         return [table._replace(init=init, columns=self.columns) for table in tables]
 
 

@@ -96,4 +96,4 @@ class ColumnParallelLightGCN(ColumnParallelModel[LightGCN], LightGCN):
 
     def tables(self) -> list[Table]:
         r"""Returns the columns of both tables that this process holds."""
-        return self._divide(super().tables())
+        return self._divide(super().tables(), self.columns.xavier_uniform_)

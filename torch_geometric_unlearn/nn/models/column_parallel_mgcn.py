@@ -9,6 +9,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.distributed.blocks import Blocks
 from torch_geometric_unlearn.distributed.columns import Columns, UnevenColumns
 from torch_geometric_unlearn.distributed.linear import ColumnLinear, RowLinear
 from torch_geometric_unlearn.distributed.rows import Rows
@@ -183,9 +184,9 @@ class ColumnParallelMGCN(ColumnParallelModel[MGCN], MGCN):
                 raw.append(table._replace(columns=self.parts[table.modality]))
             else:
                 ids.append(table)
-        return self._divide(ids) + raw
+        return self._divide(ids, self.columns.xavier_uniform_) + raw
 
-    def divided(self) -> dict[str, Columns]:
+    def divided(self) -> dict[str, Blocks]:
         weights = {
             f'projection.{name}.weight': part for name, part in self.parts.items()
         }

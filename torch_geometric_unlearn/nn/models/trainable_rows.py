@@ -7,11 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_geometric_unlearn.distributed.columns import (
-    Columns,
-    columns_of,
-    divided,
-)
+from torch_geometric_unlearn.distributed.blocks import Blocks
+from torch_geometric_unlearn.distributed.columns import columns_of, divided
 
 from .base import HasRowBranches, RecommenderLike, Triplets
 
@@ -53,7 +50,7 @@ class LinearRows:
         self.num_users = model.num_users
         self.branches = model.row_branches(graph)
         self.values = [x[nodes].requires_grad_()]
-        self.columns: list[Columns | None] = [columns_of(model)]
+        self.blocks: list[Blocks | None] = [columns_of(model)]
         few = 0 < nodes.numel() <= 4 * x.size(1)  # No kernel takes zero columns.
         self.by_response = few if by_response is None else by_response
         if not self.by_response:
@@ -145,7 +142,7 @@ class TableRows:
             self.values += [p.detach().clone().requires_grad_() for p in rest]
         parts, named = divided(model), model.named_parameters()
         by_id = {id(p): parts.get(name) for name, p in named}
-        self.columns = [by_id[id(p)] for p in self.parameters]
+        self.blocks = [by_id[id(p)] for p in self.parameters]
 
     def gradients(self, batch: Triplets) -> tuple[Tensor, list[Tensor]]:
         r"""Returns the loss of a batch and its gradients, one per entry of
