@@ -17,12 +17,20 @@ import torch
 from torch_geometric_unlearn.datasets import SyntheticMultimodal
 from torch_geometric_unlearn.distributed import mark, process_group
 from torch_geometric_unlearn.metrics import evaluate_request
-from torch_geometric_unlearn.nn import ColumnParallelLightGCN, ColumnParallelMGCN
+from torch_geometric_unlearn.nn import (
+    ColumnParallelLightGCN,
+    ColumnParallelMGCN,
+    ColumnParallelMIGGT,
+)
 from torch_geometric_unlearn.train import fit, load_model, save_model
 from torch_geometric_unlearn.transforms import ForgetUsers
 from torch_geometric_unlearn.unlearn import PartialRetrain
 
-MODELS = {'LightGCN': ColumnParallelLightGCN, 'MGCN': ColumnParallelMGCN}
+MODELS = {
+    'LightGCN': ColumnParallelLightGCN,
+    'MGCN': ColumnParallelMGCN,
+    'MIGGT': ColumnParallelMIGGT,
+}
 parser = argparse.ArgumentParser(allow_abbrev=False)
 parser.add_argument('--model', choices=MODELS, default='LightGCN')
 parser.add_argument('--size', default='small', help='of the generated data')

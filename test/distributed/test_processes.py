@@ -27,6 +27,8 @@ _spec = importlib.util.spec_from_file_location(
 WORKER = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(WORKER)
 MODELS = ['light_gcn', 'mgcn', 'mig_gt']
+# Biases before batch norm or within a softmax move by rounding alone.
+NO_GRADIENT = ('linear1.bias', 'linear2.bias', 'key.bias')
 TRAINED = ['initial', 'trained', 'whole', 'again']
 UNLEARNED = [
     'EdgeDrop',
@@ -139,7 +141,10 @@ def test_what_is_not_divided_stays_equal(one, two):
 def test_facts_are_those_of_whole_tables(one, two):
     for name in unlearned(one):
         for ours, *others in zip(*(found[f'{name} facts'] for found in (one, *two))):
-            assert others[0] == others[1] == pytest.approx(ours, abs=1e-5)
+            assert others[0] == others[1]
+            for parameter, value in ours.items():
+                if not parameter.endswith(NO_GRADIENT):
+                    assert others[0][parameter] == pytest.approx(value, abs=1e-5)
 
 
 def test_nothing_deleted_is_left_on_any_process(one, two):
