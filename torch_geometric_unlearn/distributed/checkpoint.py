@@ -123,7 +123,9 @@ def load_columns(
             whole[key] = _divided(empty, own)
         with _quiet():
             load(whole, checkpoint_id=folder, **_among(columns))
-    except (OSError, CheckpointException, RuntimeError) as error:
+    except (
+        OSError, LookupError, TypeError, CheckpointException, RuntimeError
+    ) as error:
         raise ValueError(
             f"The columns in '{folder}' are damaged or gone ({error}). Go back to "
             f'another state.'

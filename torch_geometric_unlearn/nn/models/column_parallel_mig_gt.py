@@ -37,9 +37,9 @@ class ColumnParallelMIGGT(ColumnParallelModel[MIGGT], MIGGT):
     Dropout masks and samples are drawn as a whole by every process, so that they don't
     depend on the number of processes. Losses are those of one process up to rounding.
     But the biases before batch norm have no gradient besides rounding, which Adam turns
-    into steps of full size, and these move running means: in float32, trained embeddings
-    depend on the order of sums, and with it on the number of processes, by far more than
-    rounding; in float64 they don't, nor with these biases frozen.
+    into steps of full size, and these move running means: in float32, trained
+    embeddings depend on the order of sums, and with it on the number of processes, by
+    far more than rounding; in float64 they don't, nor with these biases frozen.
     What works, and what is asked of the processes, is as for
     :class:`ColumnParallelLightGCN`.
 
