@@ -26,7 +26,7 @@ from torch_geometric_unlearn.data import from_frame, to_frame
 from torch_geometric_unlearn.data.request import is_erased
 from torch_geometric_unlearn.data.schema import EDGE_TYPE, SPLITS, held_out
 from torch_geometric_unlearn.unlearn import RowReset
-from torch_geometric_unlearn.workspace import Workspace, gates, upkeep, worker
+from torch_geometric_unlearn.workspace import Workspace, gates, training, worker
 from torch_geometric_unlearn.workspace.keys import keyed
 from torch_geometric_unlearn.workspace.kinds import KINDS
 from torch_geometric_unlearn.workspace.ledger import Ledger
@@ -323,7 +323,7 @@ def test_any_order(make, clock, shop, data, quick, monkeypatch):
     monkeypatch.setattr(gates, 'attack', lambda *_: gates.Gate(
         'membership', {'low': 0.5, 'high': 0.5, 'num_pairs': 49.0}))  # fmt: skip
     monkeypatch.setattr(worker, 'make_unlearner', make_unlearner)
-    monkeypatch.setattr(upkeep, 'fit', lambda *_, **__: None)
+    monkeypatch.setattr(training, 'fit', lambda *_, **__: None)
 
     class Bound(Shop):
         pass
