@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from .schema import has_codes, pair_codes, sorted_codes
+from torch_geometric_unlearn.utils.csr import PART
 
-#: Places that are drawn at a time, each of which takes some 60 bytes then.
-PART = 2**22
+from .schema import has_codes, pair_codes, sorted_codes
 
 
 class KnownPairs:

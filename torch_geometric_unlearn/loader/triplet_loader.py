@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from torch_geometric_unlearn.data.known_pairs import PART, KnownPairs, draw_free
+from torch_geometric_unlearn.data.known_pairs import KnownPairs, draw_free
 from torch_geometric_unlearn.nn.models.base import Triplets
 from torch_geometric_unlearn.utils.check import check_int
+from torch_geometric_unlearn.utils.csr import PART, index_dtype
 from torch_geometric_unlearn.utils.plain import plain
 from torch_geometric_unlearn.utils.seed import generator
 
@@ -186,8 +187,7 @@ def _check_items(items: Tensor, num_items: int, name: str) -> None:
 
 def _copy(edge_index: Tensor) -> Tensor:
     r"""Returns the pairs on the CPU as int32 where their ids and number fit."""
-    largest = max(int(edge_index.max()), edge_index.size(1))
-    dtype = torch.int32 if largest < 2**31 else torch.int64
+    dtype = index_dtype(int(edge_index.max()), edge_index.size(1))
     return edge_index.to('cpu', dtype, copy=True)
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -8,10 +7,8 @@ from torch import Tensor
 from torch_geometric.utils import degree
 
 from torch_geometric_unlearn.utils.check import check_bool, check_int
+from torch_geometric_unlearn.utils.csr import index_dtype, row_places, row_starts
 from torch_geometric_unlearn.utils.plain import plain
-
-#: Entries that are brought in order at a time, each of which takes some 60 bytes then.
-PART = 2**22
 
 
 class SparseOperator:
@@ -249,14 +246,14 @@ def bipartite_operator(
     count = user.bincount(minlength=num_users), item.bincount(minlength=num_items)
     scale = [_inv_sqrt(num.to(dtype)) for num in count]
     num_nodes, num_pairs = num_users + num_items, edge_index.size(1)
-    rowptr = _row_starts(torch.cat(count))
-    index = torch.int32 if max(num_nodes, 2 * num_pairs) < 2**31 else torch.int64
+    rowptr = row_starts(torch.cat(count))
+    index = index_dtype(num_nodes, 2 * num_pairs)
     col = user.new_empty(2 * num_pairs, dtype=index)
     value = scale[0].new_empty(2 * num_pairs)
     ends = ((user, item, num_users), (item, user, 0))
     starts = rowptr[:-1].split([num_users, num_items])
     for (row, other, shift), start in zip(ends, starts):
-        for part, place in _places(row, start):
+        for part, place in row_places(row, start):
             col[place] = (other[part] + shift).to(index)
             value[place] = scale[0][user[part]] * scale[1][item[part]]
     size = (num_nodes, num_nodes)
@@ -366,38 +363,13 @@ def _moved(
     return rowptr.to(value.device), col.to(value.device), value
 
 
-def _row_starts(count: Tensor) -> Tensor:
-    r"""Returns where every row starts, and the end, int64."""
-    out = count.new_zeros(count.numel() + 1)
-    torch.cumsum(count, 0, out=out[1:])
-    return out
-
-
-def _places(row: Tensor, start: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    r"""Yields parts of the entries with their places in CSR, where those of a row keep
-    their order, given the row of every entry and where each row starts.
-    """
-    free = start.clone()
-    for first in range(0, row.numel(), PART):
-        part = slice(first, first + PART)
-        target, order = row[part].sort(stable=True)
-        number = torch.arange(target.numel(), device=row.device)
-        is_first = torch.ones_like(target, dtype=torch.bool)
-        is_first[1:] = target[1:] != target[:-1]
-        within = number - torch.where(is_first, number, 0).cummax(0)[0]
-        place = torch.empty_like(order)
-        place[order] = free[target] + within
-        free.index_add_(0, target, torch.ones_like(target))
-        yield part, place
-
-
 def _to_csr(
     row: Tensor, col: Tensor, value: Tensor, num_rows: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    rowptr = _row_starts(row.bincount(minlength=num_rows))
-    largest = max(num_rows, row.numel(), int(col.max()) + 1 if col.numel() else 0)
-    index = torch.int32 if largest < 2**31 else torch.int64
+    rowptr = row_starts(row.bincount(minlength=num_rows))
+    num_cols = int(col.max()) + 1 if col.numel() else 0
+    index = index_dtype(num_rows, num_cols, row.numel())
     out, weight = col.new_empty(col.numel(), dtype=index), torch.empty_like(value)
-    for part, place in _places(row, rowptr[:-1]):
+    for part, place in row_places(row, rowptr[:-1]):
         out[place], weight[place] = col[part].to(index), value[part]
     return rowptr.to(index), out, weight

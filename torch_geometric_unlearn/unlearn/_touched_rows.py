@@ -11,9 +11,8 @@ from torch_geometric.data import HeteroData
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.distributed.columns import columns_of
 from torch_geometric_unlearn.nn.models.base import RecommenderLike
+from torch_geometric_unlearn.utils.csr import PART
 
-#: Pairs that are looked at together.
-PART = 2**22
 #: Above this share of touched pairs, all rows are drawn anew.
 ALL_ROWS = 0.25
 #: Smooth rows lie in a space of at most this part of the users or items as dimensions.
