@@ -5,8 +5,9 @@ number of processes?
 
 Trains a two-layer `ColumnParallelLightGCN` for a few steps (batches of 2,048 from a
 `TripletLoader`) on random graphs with log-normal popularity, ten interactions per user
-and fifty per item; then one user's `PartialRetrain` is timed from the request to the
-result in which nothing of the user is left. Every size runs in processes of its own,
+and fifty per item; then the `PartialRetrain` of one user, with an item that nine others
+have at most, is timed from the request to the result in which nothing of the user is
+left. Every size runs in processes of its own,
 with one thread each, so that peak memory is its own too: that of the largest process,
 beyond what a process holds after a tiny run, beside the formula of the documentation.
 Bytes sent are those of the tensors that a process hands to torch.distributed.
@@ -148,7 +149,10 @@ def measure(num_edges, base):
         return row
     del optimizer, graph, loader, batches, batch, loss
     model.zero_grad()
-    user = int(data['user', 'interacts', 'item'].edge_index[0, num_pairs // 2])
+    users, items = data['user', 'interacts', 'item'].edge_index
+    is_rare = items.bincount()[items] <= 10  # Or no row would be touched but the user's.
+    user = int(users[is_rare.nonzero()[0]])
+    del users, items, is_rare
     request = ForgetUsers([user]) if columns.rank == 0 else None
     with ResourceMeter(args.device) as whole:
         result = PartialRetrain()(model, mark(data, request, columns))
