@@ -150,7 +150,7 @@ def measure(num_edges, base):
     del optimizer, graph, loader, batches, batch, loss
     model.zero_grad()
     users, items = data['user', 'interacts', 'item'].edge_index
-    is_rare = items.bincount()[items] <= 10  # Or no row would be touched but the user's.
+    is_rare = items.bincount()[items] <= 10  # Or it might touch no row to train.
     user = int(users[is_rare.nonzero()[0]])
     del users, items, is_rare
     request = ForgetUsers([user]) if columns.rank == 0 else None
