@@ -192,11 +192,6 @@ for num_edges in args.edges:
         options = {'stdout': subprocess.PIPE, 'text': True, 'env': env}
         out = subprocess.run(command, check=True, **options)
         rows.append(json.loads(out.stdout.splitlines()[-1]))
-        print(rows[-1], flush=True)
-finish(
-    f'LightGCN step, {args.device}, d = {args.channels}',
-    rows,
-    list(rows[0]),
-    vars(args),
-    args.json,
-)
+        # A run that is cut short leaves what it has.
+        title = f'LightGCN step, {args.device}, d = {args.channels}'
+        finish(title, rows, list(rows[0]), vars(args), args.json)
