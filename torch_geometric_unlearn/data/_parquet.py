@@ -31,28 +31,28 @@ def read_parquet(
             missing, or a column changes its type from one row group to another.
     """
     pd = import_pandas()
-    file = _opened(path)
-    names = file.schema_arrow.names
     columns = {'user': user, 'item': item, 'split': split}
     columns |= {'time': time, 'rating': rating}
-    check_columns(f"'{fspath(path)}'", names, file.metadata.num_rows, **columns)
     wanted = [name for name in columns.values() if name is not None]
     ids = {user: _Ids(user), item: _Ids(item)}
     parts: dict[str, list[Any]] = {name: [] for name in wanted}
     start = 0
-    for group in range(file.num_row_groups):
-        frame = _read_group(file, group, wanted, path)
-        frame.index = pd.RangeIndex(start, start + len(frame))  # What errors name.
-        start += len(frame)
-        for name, values in parts.items():
-            column = frame[name]
-            if name in ids:
-                values.append(ids[name].codes(column, group))
-            elif name == split:
-                values.append(read_split(column).astype(np.int8))
-            else:
-                values.append(column.copy())
-        del frame, column
+    with _opened(path) as file:
+        names, num_rows = file.schema_arrow.names, file.metadata.num_rows
+        check_columns(f"'{fspath(path)}'", names, num_rows, **columns)
+        for group in range(file.num_row_groups):
+            frame = _read_group(file, group, wanted, path)
+            frame.index = pd.RangeIndex(start, start + len(frame))  # What errors name.
+            start += len(frame)
+            for name, values in parts.items():
+                column = frame[name]
+                if name in ids:
+                    values.append(ids[name].codes(column, group))
+                elif name == split:
+                    values.append(read_split(column).astype(np.int8))
+                else:
+                    values.append(column.copy())
+            del frame, column
     out = {}
     for name in wanted:
         if name in ids:
@@ -113,6 +113,7 @@ def _read_group(
 ) -> pd.DataFrame:
     import pyarrow
 
+    pd = import_pandas()
     try:
         table = file.read_row_group(group, columns=columns)
     except (pyarrow.ArrowException, OSError) as error:
@@ -125,4 +126,6 @@ def _read_group(
             times = table.column(place).cast(pyarrow.timestamp('ms'))
             times = times.cast(pyarrow.timestamp('s'))
             table = table.set_column(place, field.name, times)
-    return table.to_pandas(ignore_metadata=True)
+    # Or integers beside missing ones would be rounded to floating point numbers.
+    exact = {pyarrow.int64(): pd.Int64Dtype()}
+    return table.to_pandas(ignore_metadata=True, types_mapper=exact.get)
