@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -19,24 +19,20 @@ class InteractionGraph:
         edge_index (torch.Tensor): (user, item) pairs, int64 :obj:`[2, E]`.
         num_users (int): Number of users.
         num_items (int): Number of items.
+        adj (torch.Tensor): The edges between nodes in both directions, users first,
+            then items, int64 :obj:`[2, 2 * E]`.
     """
 
     edge_index: Tensor
     num_users: int
     num_items: int
+    adj: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._made: Tensor | None = None
-        self._operators: dict[torch.dtype, SparseOperator] = {}
-
-    @cached_property
-    def adj(self) -> Tensor:
-        r"""The edges between nodes in both directions, users first, then items, int64
-        :obj:`[2, 2 * E]`, made when it is first asked for.
-        """
         user, item = self.edge_index[0], self.edge_index[1] + self.num_users
-        self._made = torch.stack([torch.cat([item, user]), torch.cat([user, item])])
-        return self._made
+        self.adj = torch.stack([torch.cat([item, user]), torch.cat([user, item])])
+        self._made = self.adj
+        self._operators: dict[torch.dtype, SparseOperator] = {}
 
     @cached_property
     def adj_t(self) -> Tensor:
@@ -66,8 +62,7 @@ class InteractionGraph:
         data type.
         """
         if dtype not in self._operators:
-            made = self.adj if self._made is None else self._made
-            item, user = made[:, : made.size(1) // 2]
+            item, user = self._made[:, : self._made.size(1) // 2]
             pairs = torch.stack([user, item - self.num_users])
             sizes = self.num_users, self.num_items
             self._operators[dtype] = bipartite_operator(pairs, *sizes, dtype)
