@@ -4,16 +4,10 @@ commits; a file names them. Each goes when the grid has its cells.
 
 from __future__ import annotations
 
-import json
 import statistics
 
-from cells import FOLDER
 from columns import REGIMES
-
-
-def load(name):
-    r"""Returns the rows of a result file."""
-    return json.loads((FOLDER / 'results' / f'{name}.json').read_text())['rows']
+from markdown import line, load, seconds, start, text
 
 
 def requests(*names):
@@ -27,7 +21,7 @@ def requests(*names):
     header = ['', *(['requests'] if several else []), 'retain R@20', 'retain N@20']
     header += ['forget R@20', 'membership bal. acc. (excess)', 'AUC']
     header += ['completion (excess)', 'seconds']
-    lines, regime = _start(header), None
+    lines, regime = start(header), None
     for row in rows:
         if row['regime'] != regime:
             regime = row['regime']
@@ -40,11 +34,11 @@ def requests(*names):
         for key in ('balanced_accuracy', 'auc', 'completion'):
             excess = row.get(f'excess_{key}')
             cells.append(f'{row[key]:.3f}' + _beside(excess, row, '+.3f'))
-        cells.append(_seconds(row.get('time_s')))
+        cells.append(seconds(row.get('time_s')))
         if row.get('speed_up'):
             cells[-1] += f' ({row["speed_up"]:.0f}x)'
-        lines.append(_line(cells))
-    return _text(lines)
+        lines.append(line(cells))
+    return text(lines)
 
 
 def _beside(change, row, form):
@@ -67,7 +61,7 @@ _METHODS = {
 def methods(*names):
     r"""Methods on one request, or mean and standard deviation over several files."""
     runs = [{row['method']: row for row in load(name)} for name in names]
-    lines = _start(['method', *_METHODS])
+    lines = start(['method', *_METHODS])
     for method in runs[0]:
         cells = [method]
         for key, scale, digits in _METHODS.values():
@@ -79,8 +73,8 @@ def methods(*names):
             cells.append(f'{statistics.mean(values):.{digits}f}')
             if len(values) > 1:
                 cells[-1] += f' ± {statistics.stdev(values):.{digits}f}'
-        lines.append(_line(cells))
-    return _text(lines)
+        lines.append(line(cells))
+    return text(lines)
 
 
 #: Where relearning gave up.
@@ -115,7 +109,7 @@ def audit(name):
         for title, column in _AUDIT.items()
         if any(column[0] in row for row in rows)
     }
-    lines = _start(['', *columns])
+    lines = start(['', *columns])
     for row in rows:
         cells = [row['method']]
         for key, digits in columns.values():
@@ -126,26 +120,8 @@ def audit(name):
             cells.append('–' if x is None else f'{x:.{digits}f}')
             if key == 'auc':
                 cells[-1] += ' [{:.3f}, {:.3f}]'.format(*row['auc_interval'])
-        lines.append(_line(cells))
-    return _text(lines)
+        lines.append(line(cells))
+    return text(lines)
 
 
 KINDS = {'older-requests': requests, 'older-methods': methods, 'older-audit': audit}
-
-
-def _start(header):
-    return [_line(header), '|---' * len(header) + '|']
-
-
-def _line(cells):
-    return f'| {" | ".join(map(str, cells))} |'.replace('|  |', '| |')
-
-
-def _text(lines):
-    return '\n'.join(lines) + '\n'
-
-
-def _seconds(x):
-    if x is None:
-        return '–'
-    return f'{x:.0f}' if x >= 100 else f'{x:.1f}'

@@ -41,6 +41,8 @@ class Jobs:
         there is a new one.
         """
         for job in jobs:
+            if not job.requests:  # A training that settles what others could not tell.
+                continue
             self.num += 1
             self.failed += len(job.gates) - (job.version is not None)
             for verdicts in job.gates.values():

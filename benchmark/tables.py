@@ -4,8 +4,8 @@ r"""Writes the tables of the README files from the result files, or checks them.
     python benchmark/tables.py --check    # Say what is not current, and exit with 1.
 
 A table stands between `<!-- table: KIND WHAT -->` and `<!-- end -->`, where `WHAT` is
-`Baby/MGCN/0.05` for cells of the grid, and the name of a file in `results` for older
-ones. Cells that are missing are named below their table. A table is refused if one of
+`Baby/MGCN/0.05` for cells of the grid, and the name of a file in `results` for
+others. Cells that are missing are named below their table. A table is refused if one of
 its cells was changed after it was written, comes from a changed working tree, has other
 settings than the grid says, or if two of them are of different commits, data or
 machines.
@@ -20,6 +20,7 @@ from pathlib import Path
 import cells
 import figures
 import older
+import script_tables
 from columns import CLOSENESS, MAIN, SHORT, Rows
 from gathered import Refused, Results
 
@@ -35,6 +36,9 @@ _AUDITS = {
 }
 
 
+_OF_FILES = older.KINDS | script_tables.KINDS
+
+
 def table(text, results):
     r"""Returns the text of a table.
 
@@ -46,11 +50,11 @@ def table(text, results):
         Refused: If it can't be made.
     """
     kind, _, what = text.partition(' ')
-    if kind in older.KINDS:
-        return older.KINDS[kind](*what.split())
+    if kind in _OF_FILES:
+        return _OF_FILES[kind](*what.split())
     if kind not in _KINDS or what.count('/') != 2:
         raise Refused(
-            f"'{text}' is no table. Write one of {[*_KINDS, *older.KINDS]}, and a "
+            f"'{text}' is no table. Write one of {[*_KINDS, *_OF_FILES]}, and a "
             f"place such as 'Baby/MGCN/0.05' or the name of a file."
         )
     return _KINDS[kind](results, *what.split('/'))

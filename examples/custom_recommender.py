@@ -11,6 +11,8 @@ A model of PyTorch Geometric takes the same way:
     RecommenderAdapter(LightGCN(num_users + num_items, 64, 2), num_users, num_items)
 """
 
+import argparse
+
 import torch
 from torch.nn import Embedding, Linear, ReLU, Sequential
 
@@ -21,6 +23,10 @@ from torch_geometric_unlearn.report import format_table
 from torch_geometric_unlearn.train import fit
 from torch_geometric_unlearn.transforms import ForgetUsers
 from torch_geometric_unlearn.unlearn import TRU, PartialRetrain, Retrain
+
+parser = argparse.ArgumentParser(allow_abbrev=False)
+parser.add_argument('--size', default='small', choices=['tiny', 'small', 'medium'])
+args = parser.parse_args()
 
 
 class TwoTower(torch.nn.Module):
@@ -47,7 +53,7 @@ def build_model(data):
 
 
 # 1. Train it.
-data = SyntheticMultimodal('small')[0]
+data = SyntheticMultimodal(args.size)[0]
 torch.manual_seed(0)
 model = build_model(data)
 settings = {'lr': 2e-3, 'batch_size': 512, 'patience': 10}

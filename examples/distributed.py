@@ -2,6 +2,7 @@ r"""One recommender on two processes: trained, a user forgotten, and kept in a f
 
     torchrun --nproc-per-node 2 examples/distributed.py
     python examples/distributed.py                       # The same on one process.
+    python examples/distributed.py --model MGCN          # One with item features.
 
 Every process holds the whole graph and its share of the columns of every embedding. The
 numbers are those of one process up to rounding. Runs in under a minute on a CPU.
@@ -16,12 +17,22 @@ import torch
 from torch_geometric_unlearn.datasets import SyntheticMultimodal
 from torch_geometric_unlearn.distributed import mark, process_group
 from torch_geometric_unlearn.metrics import evaluate_request
-from torch_geometric_unlearn.nn import ColumnParallelLightGCN
+from torch_geometric_unlearn.nn import (
+    ColumnParallelLightGCN,
+    ColumnParallelMGCN,
+    ColumnParallelMIGGT,
+)
 from torch_geometric_unlearn.train import fit, load_model, save_model
 from torch_geometric_unlearn.transforms import ForgetUsers
 from torch_geometric_unlearn.unlearn import PartialRetrain
 
+MODELS = {
+    'LightGCN': ColumnParallelLightGCN,
+    'MGCN': ColumnParallelMGCN,
+    'MIGGT': ColumnParallelMIGGT,
+}
 parser = argparse.ArgumentParser(allow_abbrev=False)
+parser.add_argument('--model', choices=MODELS, default='LightGCN')
 parser.add_argument('--size', default='small', help='of the generated data')
 parser.add_argument('--epochs', type=int, default=20)
 parser.add_argument('--out', help='folder to keep the model in; a temporary one if not')
@@ -32,7 +43,7 @@ def main():
     torch.set_num_threads(1)
     data = SyntheticMultimodal(args.size)[0]
     torch.manual_seed(0)
-    model = ColumnParallelLightGCN.from_data(data)
+    model = MODELS[args.model].from_data(data)
     columns = model.columns
     is_first = columns.rank == 0
 

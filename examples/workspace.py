@@ -52,7 +52,8 @@ def run():
     if plan.decides:
         tell(f'A full training: {plan.reason}.')
     for job in jobs:
-        tell(f'Requests {job.requests} went through job {job.id}: {job.verdict}.')
+        who = f'Requests {job.requests}' if job.requests else 'That'
+        tell(f'{who} went through job {job.id}: {job.verdict}.')
         for attempt, gates in job.gates.items():
             found = ', '.join(f'{name} {verdict}' for name, verdict in gates.items())
             print(f'           {attempt}: {found}')

@@ -52,6 +52,12 @@ def call(name):
         'metrics.evaluate_split': lambda **flag: metrics.evaluate_split(
             mgcn(), DATA, **flag
         ),
+        'nn.ColumnParallelMGCN': lambda **flag: nn.ColumnParallelMGCN.from_data(
+            DATA, hidden_channels=4, **flag
+        ),
+        'nn.ColumnParallelMIGGT': lambda **flag: nn.ColumnParallelMIGGT(
+            3, 4, {'image': 2}, **flag
+        ),
         'nn.MGCN': mgcn,
         'nn.MIGGT': lambda **flag: nn.MIGGT(3, 4, {'image': 2}, **flag),
         'nn.Table': adapter,

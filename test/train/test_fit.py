@@ -588,3 +588,12 @@ def test_own_optimizer(data, tmp_path):
     adam = torch.optim.Adam(model.parameters())
     with pytest.raises(ValueError, match=r'other settings.*optimizer: SGD'):
         fit(model, data, optimizer=adam, checkpoint=path, resume=True, **settings)
+
+
+@torch.no_grad()
+def test_trains_where_gradients_are_off(data):
+    model = build(data)
+    before = model.user_embedding.weight.clone()
+    assert fit(model, data, num_epochs=1).history
+    assert not torch.equal(model.user_embedding.weight, before)
+    assert not torch.is_grad_enabled()

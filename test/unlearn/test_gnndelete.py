@@ -8,8 +8,6 @@ from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.datasets import SyntheticMultimodal
 from torch_geometric_unlearn.metrics import embed
 from torch_geometric_unlearn.nn import RecommenderAdapter
-from torch_geometric_unlearn.nn.models import DeletionOperators
-from torch_geometric_unlearn.testing import check_unlearner
 from torch_geometric_unlearn.train import fit
 from torch_geometric_unlearn.transforms import (
     ForgetInteractions,
@@ -29,15 +27,6 @@ def lightgcn():
         model = RecommenderAdapter(LightGCN(160, 16, 2), 100, 60)
     fit(model, SyntheticMultimodal('tiny')[0], num_epochs=20, lr=1e-2, batch_size=128)
     return model
-
-
-@pytest.mark.parametrize('name', ['trained', 'trained_miggt', 'lightgcn'])
-@pytest.mark.parametrize('request_', REQUESTS, ids=lambda x: type(x).__name__)
-def test_contract(request_, name, data, request):
-    model = request.getfixturevalue(name)
-    result = check_unlearner(GNNDelete(num_steps=5), model, request_(data))
-    assert isinstance(result.model, DeletionOperators)
-    assert not result.exact
 
 
 def near_by_loops(pairs, num_hops=1):

@@ -55,13 +55,8 @@ REQUESTS = {
 }
 
 
-@pytest.mark.parametrize('level', REQUESTS)
-def test_contract(level, data, trained):
-    pytest.importorskip('ot')
-    check_unlearner(make(grouping='data'), trained, REQUESTS[level](data))
-
-
 @pytest.mark.parametrize('kwargs', [
+    {'grouping': 'data'},
     {'combination': 'mean_items'},
     {'combination': 'calibrated_mean'},
     {'grouping': 'clean', 'solver': 'sinkhorn', 'num_rounds': 2},

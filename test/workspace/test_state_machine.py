@@ -31,7 +31,7 @@ from torch_geometric_unlearn.workspace.keys import keyed
 from torch_geometric_unlearn.workspace.kinds import KINDS
 from torch_geometric_unlearn.workspace.ledger import Ledger
 
-NUM = int(os.environ.get('TGU_STEPS', '8'))  # More by the environment.
+NUM = int(os.environ.get('TGU_STEPS', '6'))  # More by the environment.
 ENDS = ('completed', 'rejected', 'cancelled')
 
 

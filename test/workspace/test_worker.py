@@ -103,7 +103,7 @@ def test_rule_of_pairs(make, ask, data, shop, tmp_path):
 
 
 def test_rule_of_surges(make, ask, shop, tmp_path, clock):
-    ws = make(tmp_path / 'shop', surge_share=0.04)
+    ws = make(tmp_path / 'shop', surge_share=0.025)
     ws.settings = ws.settings.__class__(**(vars(ws.settings) | {
         'method': 'RowReset', 'method_args': {}}))  # fmt: skip
     infos = [ask(ws, users=[shop.user(i)]) for i in range(20)]
@@ -332,9 +332,10 @@ def test_retraining_decides_before_a_deadline(ws, ask, shop, clock):
     clock.wait(8.5)
     ask(ws, users=[shop.user(4)])  # Somebody waits meanwhile.
     assert ws.plan().decides
-    ws.work(now=True)
-    assert ws.status()['version'] != job.version
-    assert ws.ledger.row('SELECT verdict FROM job')['verdict'] == 'pass'
+    [training] = ws.work(now=True)
+    assert (training.verdict, training.requests) == ('pass', [])
+    assert ws.status()['version'] == training.version != job.version
+    assert {x['verdict'] for x in ws.ledger.rows('SELECT verdict FROM job')} == {'pass'}
     assert not ws.plan().decides
     assert shop.user(4) not in ws.load()[1]['user'].raw_id
     assert ws.finalise() == [1]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from torch import Tensor
 from torch_geometric_unlearn.utils.files import make_folder
 from torch_geometric_unlearn.utils.tensor_file import load_tensors, save_tensors
 
+from .blocks import Blocks
 from .columns import Columns
 
 _STATE, _COLUMNS = 'state.safetensors', 'columns'
@@ -39,15 +40,17 @@ def save_columns(
     tensors: dict[str, Tensor],
     meta: dict[str, Any],
     columns: Columns,
+    divided: Mapping[str, Blocks],
 ) -> None:
     r"""Writes a state; all processes call it together.
 
     Args:
         path (str or Path): The folder, which all processes reach.
-        tensors (dict): Tensors by name: matrices are the columns of this process, all
-            else is the same on every one.
+        tensors (dict): Tensors by name.
         meta (dict): The header, JSON-serialisable.
         columns (Columns): The processes.
+        divided (dict): Of which block a tensor consists, by name, if it has that
+            dimension; all else is the same on every process.
 
     Raises:
         ValueError: If :obj:`path` is a file.
@@ -64,13 +67,20 @@ def save_columns(
     old = {entry.name for entry in root.glob(f'{_COLUMNS}-*')}
     number = max((int(name.rpartition('-')[2]) for name in old), default=-1) + 1
     name = f'{_COLUMNS}-{columns.share(number)[0]}'
-    whole = {key: _divided(x, columns) for key, x in tensors.items() if x.dim() == 2}
+    parts = {
+        key: divided[key]
+        for key, x in tensors.items()
+        if key in divided and x.dim() > divided[key].dim
+    }
+    whole = {key: _divided(tensors[key], part) for key, part in parts.items()}
     with torch.no_grad(), _quiet():
         save(whole, checkpoint_id=str(root / name), **_among(columns))
     if columns.rank == 0:
-        rest = {key: x for key, x in tensors.items() if x.dim() != 2}
+        rest = {key: x for key, x in tensors.items() if key not in parts}
         rest['columns'] = torch.tensor(columns.num_columns)
-        save_tensors(root / _STATE, rest, {'header': meta, 'columns': name})
+        dims = {key: part.dim for key, part in parts.items()}
+        header = {'header': meta, 'columns': name, 'dims': dims}
+        save_tensors(root / _STATE, rest, header)
         for entry in old:
             shutil.rmtree(root / entry, ignore_errors=True)
     columns.share(None)  # Nobody goes on before it is there.
@@ -105,12 +115,17 @@ def load_columns(
         whole: dict[str, Any] = {}
         for key, entry in known.items():
             assert isinstance(entry, TensorStorageMetadata)
-            size = entry.size[0], columns.width
+            # Earlier states have tables only.
+            size, dim = list(entry.size), meta.get('dims', {}).get(key, 1)
+            own = Blocks(size[dim], dim, columns.group)
+            size[dim] = own.size
             empty = torch.empty(size, dtype=entry.properties.dtype)
-            whole[key] = _divided(empty, columns)
+            whole[key] = _divided(empty, own)
         with _quiet():
             load(whole, checkpoint_id=folder, **_among(columns))
-    except (OSError, CheckpointException, RuntimeError) as error:
+    except (
+        OSError, LookupError, TypeError, CheckpointException, RuntimeError
+    ) as error:
         raise ValueError(
             f"The columns in '{folder}' are damaged or gone ({error}). Go back to "
             f'another state.'
@@ -132,14 +147,23 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _divided(x: Tensor, columns: Columns) -> Tensor:
-    r"""Returns columns as a part of the whole."""
+def _divided(x: Tensor, block: Blocks) -> Tensor:
+    r"""Returns a block as a part of the whole."""
     x = x.detach()
-    if columns.num_processes == 1:
+    if block.num_processes == 1:
         return x
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor, Shard
 
-    group: Any = columns.group or dist.group.WORLD
+    group: Any = block.group or dist.group.WORLD
     mesh = DeviceMesh.from_group(group, x.device.type)
-    return DTensor.from_local(x.contiguous(), mesh, [Shard(1)], run_check=False)
+    size = list(x.shape)
+    size[block.dim] = block.total
+    return DTensor.from_local(
+        x.contiguous(),
+        mesh,
+        [Shard(block.dim)],
+        run_check=False,
+        shape=torch.Size(size),
+        stride=torch.empty(size, device='meta').stride(),
+    )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -7,15 +8,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from torch_geometric_unlearn.utils.check import check_int
+from torch_geometric_unlearn.utils.digest import tensor_digest
 from torch_geometric_unlearn.utils.seed import generator
 
-from .processes import Processes
+from .blocks import Blocks
 
 #: Rows that one seed draws, so that initial values don't depend on the processes.
 BLOCK = 65_536
 
 
-class Columns(Processes):
+class Columns(Blocks):
     r"""Which columns of every embedding table a process holds, and how partial results
     come together.
 
@@ -39,72 +41,146 @@ class Columns(Processes):
         (0, 64, 1)
     """
 
+    #: Whether every process has equally many.
+    is_even = True
+
     def __init__(self, num_columns: int, group: Any = None) -> None:
-        super().__init__(group)
-        self.num_columns = check_int(num_columns, 'num_columns', 1)
-        if self.num_columns % self.num_processes != 0:
+        super().__init__(check_int(num_columns, 'num_columns', 1), 1, group)
+        if self.is_even and self.total % self.num_processes != 0:
             raise ValueError(
                 f"'num_columns' must be a multiple of the {self.num_processes} "
-                f'processes (got {self.num_columns}). Change either.'
+                f'processes (got {self.total}). Change either.'
             )
+
+    @property
+    def num_columns(self) -> int:
+        r"""Columns of a whole table."""
+        return self.total
 
     @property
     def width(self) -> int:
         r"""Columns of this process."""
-        return self.num_columns // self.num_processes
-
-    @property
-    def start(self) -> int:
-        r"""First column of this process."""
-        return self.rank * self.width
+        return self.size
 
     def __repr__(self) -> str:
         end = self.start + self.width
         return f'{self.__class__.__name__}({self.start}:{end} of {self.num_columns})'
-
-    def take(self, x: Tensor) -> Tensor:
-        r"""Returns the columns of this process, :math:`(N, H / P)`, of a whole table
-        :math:`(N, H)`.
-        """
-        return x[:, self.start : self.start + self.width]
-
-    def gather(self, x: Tensor) -> Tensor:
-        r"""Returns the whole table :math:`(N, H)`, equal on every process, from the
-        columns of this one, :math:`(N, H / P)`. Differentiable, if every process goes
-        on with the same computation.
-        """
-        return x if self.num_processes == 1 else _Gather.apply(x, self)
 
     def sum(self, x: Tensor) -> Tensor:
         r"""Returns the sum over the processes, equal on every one; its gradient is
         that of the sum itself. Differentiable, if every process goes on with the same
         computation.
         """
-        return x if self.num_processes == 1 else _Sum.apply(x, self)
+        return self._map(x, self._sum, lambda grad: grad)
+
+    def replicate(self, *parameters: Tensor) -> tuple[Tensor, ...]:
+        r"""Returns parameters that are equal on every process, for a computation that
+        each does on a part of its own: their gradients are summed over the processes,
+        so that they stay equal.
+        """
+        if self.num_processes == 1:
+            return parameters
+        return _Replicate.apply(self.group, *parameters)
+
+    def seed(self) -> int:
+        r"""Draws a seed from torch's global generator; every process returns that of
+        the first one.
+        """
+        return int(self.share(int(torch.randint(2**62, ())))[0])
 
     @torch.no_grad()
     def xavier_uniform_(self, x: Tensor) -> Tensor:
         r"""Fills columns :math:`(N, H / P)` of a table in place, as
-        :meth:`torch.nn.init.xavier_uniform_` does for the whole one, by a seed that
-        torch's global generator draws: whole rows are drawn in blocks from a seed each,
-        of which every process keeps its columns, so that the whole does not depend on
-        the number of processes.
+        :meth:`torch.nn.init.xavier_uniform_` does for the whole one, by a seed from
+        :meth:`seed`: whole rows are drawn in blocks from a seed each, of which every
+        process keeps its columns, so that the whole does not depend on the number of
+        processes.
         """
         bound = (6 / (x.size(0) + self.num_columns)) ** 0.5
-        seed = int(torch.randint(2**62, ()))
+        return self._fill(x, lambda x, rng: x.uniform_(-bound, bound, generator=rng))
+
+    @torch.no_grad()
+    def normal_(self, x: Tensor, std: float) -> Tensor:
+        r"""Fills columns of a table in place from a normal distribution, as
+        :meth:`xavier_uniform_` does from a uniform one.
+        """
+        return self._fill(x, lambda x, rng: x.normal_(0, std, generator=rng))
+
+    def _fill(
+        self, x: Tensor, draw: Callable[[Tensor, torch.Generator], Any]
+    ) -> Tensor:
+        seed = self.seed()
         for block, rows in enumerate(x.split(BLOCK)):
             whole = torch.empty(rows.size(0), self.num_columns)
-            whole.uniform_(-bound, bound, generator=generator(seed + block))
+            draw(whole, generator(seed + block))
             rows.copy_(self.take(whole))
         return x
+
+    def _sum(self, x: Tensor) -> Tensor:
+        out = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(out, group=self.group)
+        return out
+
+
+class UnevenColumns(Columns):
+    r"""Columns whose number comes with the data, so that the last processes may hold
+    fewer of them. Every process must hold some.
+    """
+
+    is_even = False
+
+    def __init__(self, num_columns: int, group: Any = None) -> None:
+        super().__init__(num_columns, group)
+        if self.sizes[-1] == 0:
+            raise ValueError(
+                f'Of {self.total} columns, none are left for the last of the '
+                f'{self.num_processes} processes. Start fewer.'
+            )
+
+
+class ColumnParallel:
+    r"""A model of which every process holds some columns.
+
+    Attributes:
+        columns (Columns): Those of its ID tables.
+    """
+
+    columns: Columns
+
+    def divided(self) -> dict[str, Blocks]:
+        r"""Returns of which block a parameter or buffer consists, by name; all others
+        are equal on every process.
+        """
+        raise NotImplementedError
 
 
 def columns_of(model: Any) -> Columns | None:
     r"""Returns which columns of a model this process holds, :obj:`None` for a model
     that is not divided.
     """
-    found = getattr(model, 'columns', None)
-    return found if isinstance(found, Columns) else None
+    return model.columns if isinstance(model, ColumnParallel) else None
+
+
+def divided(model: Any) -> dict[str, Blocks]:
+    r"""Returns of which block a parameter or buffer of a model consists, by name."""
+    return model.divided() if isinstance(model, ColumnParallel) else {}
+
+
+def whole_state(model: Any) -> Iterator[tuple[str, Tensor]]:
+    r"""Iterates over the parameters and buffers of a model by name, as wholes; every
+    process that holds a block takes part.
+    """
+    parts = divided(model)
+    for name, x in model.state_dict().items():
+        yield name, parts[name].gather(x) if name in parts else x
+
+
+def shared_digest(model: Any) -> str:
+    r"""Returns a hash of what every process holds as a whole of a model that is
+    divided.
+    """
+    parts, state = divided(model), model.state_dict()
+    return tensor_digest(x for name, x in state.items() if name not in parts)
 
 
 def holds(model: Any, flag: bool) -> bool:
@@ -115,27 +191,15 @@ def holds(model: Any, flag: bool) -> bool:
     return flag if columns is None else not columns.any(not flag)
 
 
-class _Sum(torch.autograd.Function):
+class _Replicate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, columns: Columns) -> Tensor:
-        out = x.detach().clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(out, group=columns.group)
-        return out
+    def forward(ctx: Any, group: Any, *parameters: Tensor) -> tuple[Tensor, ...]:
+        ctx.group = group
+        return tuple(x.view_as(x) for x in parameters)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0], None
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, columns: Columns) -> Tensor:
-        ctx.columns = columns
-        x = x.detach().contiguous()
-        out = [torch.empty_like(x) for _ in range(columns.num_processes)]
-        dist.all_gather(out, x, group=columns.group)
-        return torch.cat(out, dim=1)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return ctx.columns.take(grads[0]), None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        total = torch.cat([grad.flatten() for grad in grads])
+        dist.all_reduce(total, group=ctx.group)
+        parts = total.split([grad.numel() for grad in grads])
+        return None, *(part.view_as(grad) for part, grad in zip(parts, grads))

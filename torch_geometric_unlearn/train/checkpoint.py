@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, overload
 
@@ -15,12 +16,13 @@ from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import Request, is_erased
+from torch_geometric_unlearn.distributed.blocks import Blocks
 from torch_geometric_unlearn.distributed.checkpoint import (
     has_state,
     load_columns,
     save_columns,
 )
-from torch_geometric_unlearn.distributed.columns import columns_of
+from torch_geometric_unlearn.distributed.columns import columns_of, divided
 from torch_geometric_unlearn.nn.models.base import (
     Recommender,
     RecommenderLike,
@@ -85,7 +87,7 @@ def save_model(
     header = model_record(model) | {'meta': meta or {}}
     if data is not None:
         header['data'] = data_record(data)
-    save_state(path, state, header, model)
+    save_state(path, state, header, model, divided(model))
 
 
 @overload
@@ -172,15 +174,17 @@ def save_state(
     tensors: dict[str, Tensor],
     header: dict[str, Any],
     model: RecommenderLike,
+    divided: Mapping[str, Blocks],
 ) -> None:
     r"""Writes tensors and a header in one step: into a file, or together with the other
-    processes into a folder if the model is divided by columns.
+    processes into a folder if the model is divided by columns; :obj:`divided` tells
+    which of the tensors are.
     """
     columns = columns_of(model)
     if columns is None:
         save_tensors(path, tensors, header)
     else:
-        save_columns(path, tensors, header, columns)
+        save_columns(path, tensors, header, columns, divided)
 
 
 def load_state(
@@ -195,13 +199,13 @@ def load_state(
     columns = None if model is None else columns_of(model)
     if columns is None and has_state(path):
         raise ValueError(
-            f"'{path}' holds a model that is divided by columns. Load it into one, "
-            f"such as a 'ColumnParallelLightGCN'."
+            f"'{path}' holds a model that is divided by columns. Load it into one of "
+            f"its class, such as a 'ColumnParallelLightGCN'."
         )
     if columns is not None and Path(path).is_file():
         raise ValueError(
             f"'{path}' is a file with a whole model. Load it into one, and divide it "
-            f"with 'ColumnParallelLightGCN.from_whole'."
+            f"with '{type(model).__name__}.from_whole'."
         )
     return load_tensors(path) if columns is None else load_columns(path, columns)
 

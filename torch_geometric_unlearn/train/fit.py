@@ -12,7 +12,12 @@ from tqdm.auto import tqdm
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.digest import data_digest
-from torch_geometric_unlearn.distributed.columns import columns_of, holds
+from torch_geometric_unlearn.distributed.columns import (
+    columns_of,
+    divided,
+    holds,
+    shared_digest,
+)
 from torch_geometric_unlearn.loader import TripletLoader
 from torch_geometric_unlearn.metrics.ranking import rank
 from torch_geometric_unlearn.nn import Served
@@ -210,7 +215,7 @@ def fit(
                 'talks to other processes. Leave it out.'
             )
         same = {'the data': data_digest(data), 'the settings': f'{settings}'}
-        columns.check_same(same)
+        columns.check_same(same | {'the shared layers': shared_digest(model)})
     device = next(model.parameters()).device
     graph = model.build_graph(data)
     train_pairs = schema.retained_edge_index(data)
@@ -225,7 +230,7 @@ def fit(
         run.loss = torch.compile(run.loss, **compile)
     validation = schema.held_out(data, 'val').to(device)
     exclude = train_pairs.to(device)
-    with isolated_seed(seed), ResourceMeter(device) as meter:
+    with torch.enable_grad(), isolated_seed(seed), ResourceMeter(device) as meter:
         if checkpoint is not None and exists(checkpoint):
             run.load(checkpoint)
             graph = model.build_graph(data)  # Of that state.
@@ -374,7 +379,10 @@ class _Run:
             'num_bad': self.num_bad,
             'stopped': self.stopped,
         }
-        save_state(path, tensors, header, self.model)
+        names = divided(self.model)
+        own = {key: key.rpartition('/')[2] for key in tensors}
+        parts = {key: names[name] for key, name in own.items() if name in names}
+        save_state(path, tensors, header, self.model, parts)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         tensors, header = load_state(path, self.model)

@@ -15,6 +15,7 @@ from torch_geometric.data import HeteroData
 from tqdm.auto import tqdm
 
 from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.distributed.blocks import Blocks
 from torch_geometric_unlearn.distributed.columns import holds
 from torch_geometric_unlearn.loader.row_loader import RowLoader
 from torch_geometric_unlearn.metrics.ranking import rank
@@ -216,20 +217,25 @@ class RowTraining:
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
+        divided: dict[str, Blocks] = {}
         for place, value in enumerate(self.rows.values):
-            tensors[f'value/{place}'] = value
+            own = {f'value/{place}': value}
             if self.best is not None:
-                tensors[f'best/{place}'] = self.best[place]
+                own[f'best/{place}'] = self.best[place]
             for key, state in self.optimizer.state[value].items():
-                tensors[f'adam/{place}/{key}'] = state
+                own[f'adam/{place}/{key}'] = state
+            block = self.rows.blocks[place]
+            if block is not None:
+                divided |= dict.fromkeys(own, block)
+            tensors |= own
         tensors |= random_states(self.loader.generator, self.device)
         header = model_record(self.model) | {
             'settings': self.settings,
             'history': self.history,
             'step': self.step,
         }
-        save_state(path, tensors, header, self.model)
+        save_state(path, tensors, header, self.model, divided)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         tensors, header = load_state(path, self.model)

@@ -99,7 +99,7 @@ def reset_features(
     """
     for table in model.tables():
         if table.is_raw and table.modality:
-            x = data[schema.ITEM][f'x_{table.modality}']
+            x = table.features(data)
             rows = items.to(x.device)
             parameter = table.parameter
             parameter[rows.to(parameter.device)] = x[rows].to(parameter)

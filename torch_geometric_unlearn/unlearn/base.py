@@ -15,7 +15,7 @@ from torch_geometric.data import HeteroData
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.digest import data_digest
 from torch_geometric_unlearn.data.request import Request
-from torch_geometric_unlearn.distributed.columns import columns_of
+from torch_geometric_unlearn.distributed.columns import columns_of, shared_digest
 from torch_geometric_unlearn.nn import RecommenderAdapter, ShardEnsemble
 from torch_geometric_unlearn.nn.models.base import RecommenderLike, half_precision
 from torch_geometric_unlearn.nn.models.kept import (
@@ -172,7 +172,7 @@ class Unlearner(ABC):
             columns = columns_of(model)
             if columns is not None:
                 same = {'the data': data_digest(data), 'the method': f'{self}'}
-                columns.check_same(same)
+                columns.check_same(same | {'the shared layers': shared_digest(model)})
             if name := _not_finite(model):
                 raise ValueError(
                     f"The parameter '{name}' of the model holds NaN or infinity, from "
@@ -296,10 +296,11 @@ def _compare(
             change = new.to(wide) - old[name].to(wide)
             touched[name] = int(change.count_nonzero()) / max(1, change.numel())
             norm, moved = float(old[name].to(wide).norm()), float(change.norm())
-            if columns is not None:  # Of whole tables.
-                parts = columns.share((touched[name], norm, moved))
-                touched[name] = sum(part[0] for part in parts) / len(parts)
-                norm, moved = (math.hypot(*(p[i] for p in parts)) for i in (1, 2))
+            if columns is not None:  # Of whole tables; what all hold stays the same.
+                own = (touched[name], change.numel(), norm, moved)
+                shares, sizes, norms, moves = zip(*columns.share(own))
+                touched[name] = sum(map(math.prod, zip(shares, sizes))) / sum(sizes)
+                norm, moved = math.hypot(*norms), math.hypot(*moves)
             shift[name] = moved / norm if norm > 0 else 0.0
         else:
             touched[name] = shift[name] = float('nan')

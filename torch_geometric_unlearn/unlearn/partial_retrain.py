@@ -8,7 +8,7 @@ from torch_geometric.data import HeteroData
 
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.digest import data_digest
-from torch_geometric_unlearn.distributed.columns import columns_of
+from torch_geometric_unlearn.distributed.columns import whole_state
 from torch_geometric_unlearn.nn.models.base import RecommenderLike
 from torch_geometric_unlearn.train.checkpoint import exists
 from torch_geometric_unlearn.utils.check import check_bool, check_float, check_int
@@ -228,6 +228,4 @@ class PartialRetrain(Unlearner):
 
 def _digest(model: RecommenderLike) -> str:
     r"""Returns a hash of all parameters and buffers, of whole tables."""
-    columns = columns_of(model)
-    values = model.state_dict().values()
-    return tensor_digest(x if columns is None else columns.gather(x) for x in values)
+    return tensor_digest(x for _, x in whole_state(model))

@@ -11,15 +11,15 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from . import gates, upkeep
+from . import gates, training, upkeep
 from .book import check_text
-from .closing import give_up
+from .closing import cancel_pending, give_up
 from .content import content_lost, without_content
 from .kinds import KINDS
 from .marking import remark
 from .promotion import Task, promote, settle
-from .schedule import pending
-from .worker import DIED, MAX_ATTEMPTS, Job, fail, job_id, try_methods
+from .schedule import job_id, pending
+from .worker import DIED, MAX_ATTEMPTS, Job, fail, try_methods
 
 if TYPE_CHECKING:
     from .workspace import Workspace
@@ -153,7 +153,7 @@ def _contain(ws: Workspace, base: Any) -> tuple[str, str]:
 def _withdraw(ws: Workspace, clean: Any, who: str, why: str) -> str:
     versions, service = ws.versions, ws.versions.service
     with ws.ledger.transaction():
-        upkeep.cancel_pending(ws)
+        cancel_pending(ws)
         versions.point_to(clean['id'], who, why)
         _retire(ws, service['id'])
         jobs = _reopen(ws, clean, service)
@@ -185,7 +185,7 @@ def _wait_for(ws: Workspace, base: Any, who: str, why: str) -> str:
     text = ['replay', start['id'], start['data'], service['id'], service['data']]
     job = job_id(ws, *text, methods)
     with ws.ledger.transaction():
-        upkeep.cancel_pending(ws)
+        cancel_pending(ws)
         jobs: list[str] = []
         if base is not None:
             # The old weights have learned from what was erased since.
@@ -288,7 +288,7 @@ def _train(ws: Workspace, job: str, numbers: list[int]) -> Job:
     r"""Trains from scratch on the data in service, where no old weights are left."""
     service = ws.versions.service
     data = ws.versions.get_data(service['data'])
-    model = upkeep.trained(ws, data, job)
+    model = training.trained(ws, data, job)
     version = ws.versions.store.put_model(model)
     if version in _withdrawn(ws):
         with ws.ledger.transaction():
@@ -298,12 +298,7 @@ def _train(ws: Workspace, job: str, numbers: list[int]) -> Job:
 
     def then() -> None:
         _retire(ws, service['id'])
-        ws.ledger.write(
-            "UPDATE job SET state = 'done', finished_at = ?, verdict = 'pass' "
-            'WHERE id = ?',
-            ws.clock(),
-            job,
-        )
+        training.finish(ws, job)
         settle(ws)
 
     why = f'job {job}'

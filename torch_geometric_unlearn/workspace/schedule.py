@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from torch_geometric_unlearn.data import schema
@@ -49,11 +50,8 @@ def plan(ws: Workspace, now: bool = False) -> Plan:
     r"""Returns what is due, or with :obj:`now` what could be done."""
     time, settings = ws.clock(), ws.settings
     margin = DAY + _retrain_seconds(ws) + _job_seconds(ws)
-    open_ = ws.ledger.row(
-        'SELECT MIN(r.due_at) AS due FROM request r JOIN job j ON j.id = r.job '
-        "WHERE r.state = 'probation' AND j.verdict = 'inconclusive'"
-    )
-    if open_ is not None and open_['due'] is not None and open_['due'] - margin <= time:
+    due = _first_undecided(ws)
+    if due is not None and due - margin <= time and failed_decision(ws) is None:
         return Plan('gates could not be told before a deadline', decides=True)
     if (row := pending(ws)) is not None:
         numbers, methods = (json.loads(row[key]) for key in ('requests', 'methods'))
@@ -106,6 +104,37 @@ def _job_seconds(ws: Workspace) -> float:
         'ORDER BY finished_at DESC LIMIT 10)'
     )
     return 0.0 if row is None or row['seconds'] is None else max(row['seconds'], 0.0)
+
+
+def job_id(ws: Workspace, *what: Any) -> str:
+    r"""Returns the name of a job, which follows from what it does."""
+    settings = ws.settings
+    text = [*what, settings.method_args, settings.fit_args, settings.seed]
+    return sha256(json.dumps(text, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def decision(ws: Workspace) -> str:
+    r"""Returns the name of the job that trains from scratch on the data in service."""
+    service = ws.versions.service
+    return job_id(ws, 'decide', service['id'], service['data'])
+
+
+def failed_decision(ws: Workspace) -> str | None:
+    r"""Returns that job if it has failed and there is something to settle."""
+    job, sql = decision(ws), "SELECT 1 FROM job WHERE id = ? AND state = 'failed'"
+    has_failed = ws.ledger.row(sql, job) is not None
+    return job if has_failed and _first_undecided(ws) is not None else None
+
+
+def _first_undecided(ws: Workspace) -> float | None:
+    r"""Returns the first deadline of a request that is served although the gates could
+    not be told.
+    """
+    row = ws.ledger.row(
+        'SELECT MIN(r.due_at) AS due FROM request r JOIN job j ON j.id = r.job '
+        "WHERE r.state = 'probation' AND j.verdict = 'inconclusive'"
+    )
+    return None if row is None else row['due']
 
 
 def pending(ws: Workspace) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from torch_geometric.data import HeteroData
@@ -22,7 +21,7 @@ from .content import dropped_items, without_content
 from .keys import decode
 from .marking import mark, pooled
 from .promotion import Candidate, Task, promote
-from .schedule import Plan
+from .schedule import Plan, job_id
 from .surges import losses
 
 if TYPE_CHECKING:
@@ -45,7 +44,8 @@ class Job:
             :obj:`'nothing'` where there was nothing to erase.
         version (str, optional): The model that was promoted.
         gates (dict): Verdicts by attempt, as :obj:`'0 PartialRetrain'`, and gate.
-        requests (list): Numbers of the requests that it served.
+        requests (list): Numbers of the requests that it served; none for a training
+            that settles what the gates could not tell.
     """
 
     id: str
@@ -70,7 +70,9 @@ def run(ws: Workspace, batch: Plan) -> Job | None:
         text = [service['id'], service['data'], batch.requests, batch.methods]
         job = job_id(ws, *text)
         if worn:
-            last = ledger.row("SELECT id FROM job WHERE state = 'running'")
+            last = ledger.row(
+                "SELECT id FROM job WHERE state = 'running' AND requests != '[]'"
+            )
             dead = job if last is None else last['id']
             give_up(ws, dead, worn, DIED)
             if not batch.requests:
@@ -146,13 +148,6 @@ def ending(
         ws.ledger.write('UPDATE job SET losses = ? WHERE id = ?', lost, task.job)
 
     return then
-
-
-def job_id(ws: Workspace, *what: Any) -> str:
-    r"""Returns the name of a job, which follows from what it does."""
-    settings = ws.settings
-    text = [*what, settings.method_args, settings.fit_args, settings.seed]
-    return sha256(json.dumps(text, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

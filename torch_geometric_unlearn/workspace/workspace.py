@@ -28,9 +28,11 @@ from . import (
     attempts,
     evidence,
     filtering,
+    new_data,
     schedule,
     signing,
     site,
+    training,
     upkeep,
     worker,
 )
@@ -156,7 +158,7 @@ class Workspace:
                 f"'key' must lie outside of the folder (got '{path}'), or whoever gets "
                 f'the folder can tell whom it has erased.'
             )
-        data = upkeep.with_ids(data)
+        data = new_data.with_ids(data)
         chosen = Settings(key=str(path.resolve()), **settings)
         signing.signer(root, chosen)  # Before anything is made.
         is_new = not path.exists()
@@ -441,7 +443,7 @@ class Workspace:
                 for number in batch.requests:
                     self.book.to_review(number, batch.reason)
             elif batch.decides:
-                upkeep.decide(self, batch.reason)
+                jobs.append(training.decide(self, batch.reason))
             elif batch.replays:
                 jobs.append(way_back.replay(self))
             elif batch.requests and (job := worker.run(self, batch)) is not None:
@@ -451,7 +453,8 @@ class Workspace:
 
     def refresh(self, data: HeteroData, who: str, why: str) -> str:
         r"""Trains a new model on new data, which :meth:`filter` has been applied to,
-        and puts it into service. Returns the version.
+        and puts it into service. Returns the version. After a crash the same call goes
+        on where it has stopped.
 
         Raises:
             Busy: If another process is at work.
@@ -461,7 +464,9 @@ class Workspace:
         """
         self.settings.check_role('rollback', who)
         with self._at_work():
-            return upkeep.refresh(self, data, who, why)
+            version = new_data.refresh(self, data, who, why)
+            upkeep.heal(self)
+        return version
 
     def rollback(self, who: str, why: str) -> str:
         r"""Takes the model out of service, and returns the version that serves.
@@ -541,7 +546,8 @@ class Workspace:
 
     def status(self) -> dict[str, Any]:
         r"""Returns numbers of requests by state, how many are overdue, the version
-        in service, and the job that is to complete a rollback.
+        in service, the job that is to complete a rollback, and the one that was to
+        settle before a deadline what the gates could not tell, if it has failed.
         """
         states = self.ledger.rows('SELECT state, COUNT(*) AS n FROM request GROUP BY 1')
         overdue = self.ledger.row(
@@ -563,6 +569,7 @@ class Workspace:
             'version': service['id'],
             'watermark': service['watermark'],
             'rollback': None if pending is None else pending['id'],
+            'failed': schedule.failed_decision(self),
         }
 
     def accept_clock(self, who: str, why: str) -> None:

@@ -9,6 +9,7 @@ from torch_geometric_unlearn.nn.functional import (
     info_nce_loss,
     reverse_bpr_loss,
 )
+from torch_geometric_unlearn.nn.functional.loss import info_nce_terms
 
 
 def sigmoid(x):
@@ -124,3 +125,16 @@ def test_info_nce_gradient_reaches_both_views():
     zero = torch.zeros(2, 3, requires_grad=True)  # A vector without a direction.
     info_nce_loss(zero, y[:2].detach().float(), 0.2).backward()
     assert zero.grad.isfinite().all()
+
+
+@pytest.mark.parametrize('temperature', [0.2, 0.01])
+def test_info_nce_terms_of_some_anchors(temperature):
+    gen = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 7, 4, generator=gen)
+    parts = [
+        info_nce_terms(x[part], y, temperature, part.start)
+        for part in (slice(0, 3), slice(3, 7), slice(7, 7))
+    ]
+    assert [part.numel() for part in parts] == [3, 4, 0]
+    mean = info_nce_loss(x, y, temperature)
+    assert torch.allclose(torch.cat(parts).mean(), mean, atol=1e-6)

@@ -81,8 +81,13 @@ class SampledAttentionConv(MessagePassing):
             return (1 - self.mix) * x + self.mix * out
         own = (query * key).sum(dim=-1, keepdim=True)
         score = torch.cat([own, neighbor_dot(key, neighbors, query)], dim=1)
+        return self._attend(x, x, neighbors, score)
+
+    def _attend(
+        self, x: Tensor, source: Tensor, neighbors: Neighbors, score: Tensor
+    ) -> Tensor:
         alpha = score.softmax(dim=1)
-        out = neighbor_sum(x, neighbors, self.mix * alpha[:, 1:])
+        out = neighbor_sum(source, neighbors, self.mix * alpha[:, 1:])
         return (1 - self.mix + self.mix * alpha[:, :1]) * x + out
 
     def message(

@@ -71,10 +71,26 @@ def info_nce_loss(anchor: Tensor, candidate: Tensor, temperature: float) -> Tens
         candidate (torch.Tensor): Representations :math:`\mathbf{y}` :obj:`[B, H]`.
         temperature (float): The temperature :math:`\tau`.
     """
+    return info_nce_terms(anchor, candidate, temperature).mean()
+
+
+def info_nce_terms(
+    anchor: Tensor, candidate: Tensor, temperature: float, start: int = 0
+) -> Tensor:
+    r"""The terms of :meth:`info_nce_loss` for some of the anchors, :obj:`[b]`.
+
+    Args:
+        anchor (torch.Tensor): Representations of anchors in a row :obj:`[b, H]`.
+        candidate (torch.Tensor): Representations of all candidates :obj:`[B, H]`.
+        temperature (float): The temperature :math:`\tau`.
+        start (int, optional): The candidate of the first of these anchors.
+            (default: :obj:`0`)
+    """
     anchor, candidate = F.normalize(anchor) / temperature, F.normalize(candidate)
+    end = start + anchor.size(0)
     if temperature < 0.025:  # The sum below could underflow in float32.
-        target = torch.arange(anchor.size(0), device=anchor.device)
-        return F.cross_entropy(anchor @ candidate.t(), target)
+        target = torch.arange(start, end, device=anchor.device)
+        return F.cross_entropy(anchor @ candidate.t(), target, reduction='none')
     # No logit exceeds 1 / temperature: a safe shift for all rows, which saves the
     # passes that look for the maximum of every row. Blocks stay in the CPU's cache.
     bound = 1 / temperature
@@ -86,4 +102,4 @@ def info_nce_loss(anchor: Tensor, candidate: Tensor, temperature: float) -> Tens
             for block in anchor.split(num_rows)
         ]
     )
-    return (total.log() + bound - (anchor * candidate).sum(dim=-1)).mean()
+    return total.log() + bound - (anchor * candidate[start:end]).sum(dim=-1)

@@ -4,6 +4,8 @@ from .adapter import RecommenderAdapter
 from .base import Recommender, RecommenderLike, RowBranch, Table, Triplets
 from .certified_head import CertifiedHead
 from .column_parallel_light_gcn import ColumnParallelLightGCN
+from .column_parallel_mgcn import ColumnParallelMGCN
+from .column_parallel_mig_gt import ColumnParallelMIGGT
 from .deletion_operators import DeletionOperators
 from .embedding_table import EmbeddingTable
 from .grow import grow
@@ -20,6 +22,8 @@ __all__ = [
     'MIGGT',
     'CertifiedHead',
     'ColumnParallelLightGCN',
+    'ColumnParallelMGCN',
+    'ColumnParallelMIGGT',
     'DeletionOperators',
     'EmbeddingTable',
     'InteractionGraph',

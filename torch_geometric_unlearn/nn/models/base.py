@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
+from torch_geometric_unlearn.data import schema
+from torch_geometric_unlearn.distributed.columns import Columns
 from torch_geometric_unlearn.utils.check import check_choice
 from torch_geometric_unlearn.utils.ids import check_ids, check_pair_ids
 from torch_geometric_unlearn.utils.topk import PairIndex, Scores
@@ -63,6 +65,8 @@ class Table(NamedTuple):
             itself did at first.
         modality (str): Where :obj:`is_raw` is set, the modality whose features
             ``data['item'].x_<modality>`` it is a copy of, if the model tells.
+        columns (Columns, optional): Which columns of the whole table these are, if it
+            is divided.
     """
 
     parameter: Tensor
@@ -70,6 +74,12 @@ class Table(NamedTuple):
     is_raw: bool = False
     init: Callable[[Tensor], Any] = torch.nn.init.xavier_uniform_
     modality: str = ''
+    columns: Columns | None = None
+
+    def features(self, data: HeteroData) -> Tensor:
+        r"""Returns the features of which it is a copy; needs the :obj:`modality`."""
+        x = data[schema.ITEM][f'x_{self.modality}']
+        return x if self.columns is None else self.columns.take(x)
 
     def of(self, users: Tensor, items: Tensor) -> Tensor:
         r"""Returns what belongs to the rows, from one entry per user and per item."""

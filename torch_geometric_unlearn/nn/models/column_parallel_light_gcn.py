@@ -6,16 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.distributed import Columns
 from torch_geometric_unlearn.nn.functional import bpr_loss
-from torch_geometric_unlearn.utils.seed import isolated_seed
 
+from ._column_parallel import ColumnParallelModel
 from .base import Table
 from .light_gcn import LightGCN, LightGCNGraph
 
 
-class ColumnParallelLightGCN(LightGCN):
+class ColumnParallelLightGCN(ColumnParallelModel[LightGCN], LightGCN):
     r"""A :class:`LightGCN` of which every process holds some columns of both tables
     [ours]; splitting features rather than the graph is the idea of `"NeutronTP:
     Load-Balanced Distributed Full-Graph GNN Training with Tensor Parallelism"
@@ -66,6 +65,8 @@ class ColumnParallelLightGCN(LightGCN):
         ...     result = fit(model, data, num_epochs=2)
     """
 
+    whole_class = LightGCN
+
     def __init__(
         self,
         num_users: int,
@@ -105,38 +106,4 @@ class ColumnParallelLightGCN(LightGCN):
 
     def tables(self) -> list[Table]:
         r"""Returns the columns of both tables that this process holds."""
-        init = self.columns.xavier_uniform_
-        return [
-            Table(self.user_embedding.weight, schema.USER, init=init),
-            Table(self.item_embedding.weight, schema.ITEM, init=init),
-        ]
-
-    @classmethod
-    def from_whole(cls, model: LightGCN, group: Any = None) -> ColumnParallelLightGCN:
-        r"""Returns the columns of a whole model, which is the same on every process.
-
-        Args:
-            model (LightGCN): The model, which is left as it is.
-            group (ProcessGroup, optional): The processes; all of them if not given.
-                (default: :obj:`None`)
-        """
-        with isolated_seed(0):  # What is drawn is overwritten.
-            out = cls(*_sizes(model), group=group)
-        for own, table in zip(out.tables(), model.tables()):
-            own.parameter.data = out.columns.take(table.parameter.detach()).clone()
-        return out.train(model.training)
-
-    def to_whole(self) -> LightGCN:
-        r"""Returns the model with all columns, the same on every process; all of them
-        call it together.
-        """
-        with isolated_seed(0):  # What is drawn is overwritten.
-            out = LightGCN(*_sizes(self))
-        for own, table in zip(self.tables(), out.tables()):
-            table.parameter.data = self.columns.gather(own.parameter.detach()).clone()
-        return out.train(self.training)
-
-
-def _sizes(model: LightGCN) -> tuple[int, int, int, int, float]:
-    sizes = model.num_users, model.num_items, model.hidden_channels, model.num_layers
-    return *sizes, model.weight_decay
+        return self._divide(super().tables(), self.columns.xavier_uniform_)

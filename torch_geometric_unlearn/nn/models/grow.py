@@ -124,7 +124,7 @@ def _grown(
             f"new rows can't be filled. Give its 'Table' the 'modality'."
         )
     else:
-        fresh.copy_(data[schema.ITEM][f'x_{table.modality}'])
+        fresh.copy_(table.features(data))
     return _with_old_rows(x, fresh, table.rows, old, new)
 
 

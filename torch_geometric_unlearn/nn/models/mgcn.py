@@ -228,9 +228,8 @@ class MGCN(Recommender):
             return propagate
 
         out = {'id': RowBranch(lambda x: self.user_item_conv(x, graph.user_item))}
-        for name, x in self.content_embeddings(graph).items():
-            gate = self.purifier[name](x).sigmoid()
-            items = slice(self.num_users, None)
+        items = slice(self.num_users, None)
+        for name, gate in self._gates(graph).items():
             out[name] = RowBranch(content(graph.similar[name]), gate, items)
         return out
 
@@ -260,10 +259,10 @@ class MGCN(Recommender):
         r"""Returns BPR, plus the L2 regulariser on the batch's final representations,
         plus the contrastive loss between both views of its users and positives.
         """
-        nodes = batch.nodes(self.num_users)
+        nodes, x = batch.nodes(self.num_users), self.node_embedding()
         return self.node_loss({
-            name: x.index_select(0, nodes)
-            for name, x in self.branch_embeddings(graph).items()
+            name: branch(x).index_select(0, nodes)
+            for name, branch in self.row_branches(graph).items()
         })
 
     def node_loss(self, branches: Mapping[str, Tensor]) -> Tensor:
@@ -313,6 +312,12 @@ class MGCN(Recommender):
 
     def _channels(self, name: str) -> int:
         return self.projection[name].in_features  # type: ignore[return-value]
+
+    def _gates(self, graph: MGCNGraph) -> dict[str, Tensor]:
+        return {
+            name: self.purifier[name](x).sigmoid()
+            for name, x in self.content_embeddings(graph).items()
+        }
 
     def _fuse(self, branches: Mapping[str, Tensor]) -> Tensor:
         views = [branches[name] for name in self.modalities]

@@ -351,22 +351,11 @@ class MIGGT(Recommender):
         r"""Returns the propagated :obj:`'id'` embeddings and features by modality,
         each :math:`(N_{user} + N_{item}, H)`, users first.
         """
-        x = dropout(self.user_embedding.weight, self.user_dropout, self.training)
-        x = F.pad(x, (0, 0, 0, self.num_items))
-        out = {'id': self.conv['id'](x, graph.user_item)}
-        for name, x in self.content_embeddings(graph).items():
-            x = dropout(x, self.item_dropout, self.training)
-            x = F.pad(x, (0, 0, self.num_users, 0))
-            out[name] = self.conv[name](x, graph.user_item)
-        return out
+        return self._propagate(graph)
 
     def content_embeddings(self, graph: MIGGTGraph) -> dict[str, Tensor]:
         r"""Returns the encoded features, :math:`(N_{item}, H)` by modality."""
-        out = {}
-        for name in self.modalities:
-            x = dropout(graph.features[name], self.feature_dropout, self.training)
-            out[name] = self.encoder[name](x)
-        return out
+        return self._encode(graph)
 
     def fuse(
         self, graph: MIGGTGraph, branch_embeddings: Mapping[str, Tensor]
@@ -417,9 +406,29 @@ class MIGGT(Recommender):
     def _init_rows(self) -> Any:
         return partial(torch.nn.init.normal_, std=self.hidden_channels**-0.5)
 
+    def _propagate(self, graph: MIGGTGraph) -> dict[str, Tensor]:
+        x = self._drop(self.user_embedding.weight, self.user_dropout)
+        x = F.pad(x, (0, 0, 0, self.num_items))
+        out = {'id': self.conv['id'](x, graph.user_item)}
+        for name, x in self._encode(graph).items():
+            x = self._drop(x, self.item_dropout)
+            x = F.pad(x, (0, 0, self.num_users, 0))
+            out[name] = self.conv[name](x, graph.user_item)
+        return out
+
+    def _encode(self, graph: MIGGTGraph) -> dict[str, Tensor]:
+        out = {}
+        for name in self.modalities:
+            x = dropout(graph.features[name], self.feature_dropout, self.training)
+            out[name] = self.encoder[name](x)
+        return out
+
     def _sum(self, branch_embeddings: Mapping[str, Tensor]) -> Tensor:
         x = torch.stack(tuple(branch_embeddings.values())).sum(dim=0)
-        return dropout(x, self.out_dropout, self.training)
+        return self._drop(x, self.out_dropout)
+
+    def _drop(self, x: Tensor, p: float) -> Tensor:
+        return dropout(x, p, self.training)
 
     def _samples(self, graph: MIGGTGraph) -> Tensor:
         if not self.training:

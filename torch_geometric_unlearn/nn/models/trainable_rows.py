@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_geometric_unlearn.distributed.blocks import Blocks
+from torch_geometric_unlearn.distributed.columns import columns_of, divided
+
 from .base import HasRowBranches, RecommenderLike, RowBranch, Triplets
 
 
@@ -47,6 +50,7 @@ class LinearRows:
         self.num_users = model.num_users
         self.branches = model.row_branches(graph)
         self.values = [x[nodes].requires_grad_()]
+        self.blocks: list[Blocks | None] = [columns_of(model)]
         few = 0 < nodes.numel() <= 4 * x.size(1)  # No kernel takes zero columns.
         self.by_response = few if by_response is None else by_response
         if not self.by_response:
@@ -163,6 +167,9 @@ class TableRows:
             self.parameters += rest
             self.rows += [None] * len(rest)
             self.values += [p.detach().clone().requires_grad_() for p in rest]
+        parts, named = divided(model), model.named_parameters()
+        by_id = {id(p): parts.get(name) for name, p in named}
+        self.blocks = [by_id[id(p)] for p in self.parameters]
 
     def gradients(self, batch: Triplets) -> tuple[Tensor, list[Tensor]]:
         r"""Returns the loss of a batch and its gradients, one per entry of

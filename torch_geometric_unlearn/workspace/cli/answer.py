@@ -54,9 +54,14 @@ def standing(ws: Workspace) -> Answer:
     )
     if status['rollback'] is not None:
         lines.append(f"a rollback waits for 'work': job {status['rollback']}")
+    if status['failed'] is not None:
+        lines.append(
+            f'to decide: job {status["failed"]}, which was to settle what gates could '
+            f"not tell, died three times: call 'refresh', or sign ('review')"
+        )
     lines += [f'to decide: request {x.id} ({x.outcome})' for x in in_review]
     reviews = [{'id': info.id, 'reason': info.outcome} for info in in_review]
-    code = REVIEW if in_review else DONE
+    code = REVIEW if in_review or status['failed'] is not None else DONE
     code = OVERDUE if status['overdue'] else code
     return Answer(status | {'to_decide': reviews}, lines, code)
 

@@ -77,7 +77,8 @@ def work(args: argparse.Namespace) -> Answer:
     jobs = ws.work(now=args.now)
     lines = []
     for job in jobs:
-        lines.append(f'job {job.id}: {job.verdict}, requests {numbered(job.requests)}')
+        served = f', requests {numbered(job.requests)}' if job.requests else ''
+        lines.append(f'job {job.id}: {job.verdict}{served}')
         for attempt, gates in job.gates.items():
             found = ', '.join(f'{name} {verdict}' for name, verdict in gates.items())
             lines.append(f'  {attempt}: {found}')
