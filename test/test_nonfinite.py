@@ -427,6 +427,10 @@ CASES = {
         ]
         for name in ('kendall_tau_top', 'jensen_shannon', 'ks_statistic')
     },
+    'topk.Scores': [
+        (lambda v: topk.Scores(emb(v), emb()), "'user_emb' must be"),
+        (lambda v: topk.Scores(emb(), emb(v)), "'item_emb' must be"),
+    ],
     'topk.score_blocks': [
         (lambda v: next(topk.score_blocks(emb(v), emb(), PAIRS[0])), "'user_emb'")
     ],

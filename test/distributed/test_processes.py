@@ -116,6 +116,34 @@ def test_losses_metrics_and_lists(one, two):
             assert found[metrics] == pytest.approx(one[metrics], abs=1e-6)
 
 
+def found_rankings(folder):
+    r"""What one process and two have ranked by turns."""
+    places = ('one', '1-0'), ('two', '2-0'), ('two', '2-1')
+    root = folder / 'light_gcn'
+    return [torch.load(root / name / f'{file}.pt') for name, file in places]
+
+
+@pytest.mark.parametrize('size', [7, 33, 2048])
+def test_lists_in_turns_are_those_of_the_whole(folder, size):
+    one, *two = found_rankings(folder)
+    expected = one[f'ties {size} whole']
+    for found in (one, *two):
+        for ours, whole in zip(found[f'ties {size}'], expected):
+            assert torch.equal(ours.nan_to_num(), whole.nan_to_num())
+    items, scores = expected
+    row = items[items[:, 0] >= 0][0]
+    assert items.shape == (100, 9)
+    assert row.unique().numel() == 9
+    ties = scores[:, 1:] == scores[:, :-1]
+    assert ties.float().mean() > 0.3
+
+
+def test_what_can_not_be_ranked_is_refused_on_every_process(folder):
+    for found in found_rankings(folder):
+        assert 'must give finite item embeddings' in found['not finite']
+        assert 'must be small enough for finite scores' in found['too large']
+
+
 def test_training_moves_the_model(one):
     assert not torch.allclose(one['initial'][0], one['trained'][0], atol=1e-3)
     assert not torch.allclose(one['trained'][0], one['PartialRetrain'][0], atol=1e-3)

@@ -144,6 +144,17 @@ def test_bipartite_operators(data, kind):
     assert item_to_user.value.isfinite().all()
 
 
+def test_a_block_shares_its_values(data):
+    both, item_to_user = bipartite_operators(data[schema.EDGE_TYPE].edge_index, 100, 60)
+    num_pairs = item_to_user.num_entries
+    assert item_to_user.value.data_ptr() == both.value.data_ptr()
+    assert item_to_user.value_t.data_ptr() == both.value[num_pairs:].data_ptr()
+    entries = item_to_user.edge_index.flip(0).unique(dim=1)
+    assert torch.equal(entries, data[schema.EDGE_TYPE].edge_index.unique(dim=1))
+    copy = item_to_user.to(torch.float64)
+    assert torch.equal(to_dense(copy), to_dense(item_to_user))
+
+
 @pytest.mark.parametrize('is_square_block', [False, True])
 def test_symmetric_gradient(data, is_square_block):
     both, item_to_user = bipartite_operators(data[schema.EDGE_TYPE].edge_index, 100, 60)

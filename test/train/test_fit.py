@@ -373,7 +373,7 @@ def scripted(model, monkeypatch, metrics):
     numbers = iter(metrics)
     monkeypatch.setattr(
         sys.modules[fit.__module__],
-        'ranking_metrics',
+        'rank',
         lambda *args, **kwargs: {'recall@20': next(numbers)},
     )
     states = []

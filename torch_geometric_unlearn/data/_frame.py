@@ -74,23 +74,25 @@ def check_ids(values: Iterable[Any], name: str) -> list[Any]:
     return ids
 
 
-def check_columns(df: pd.DataFrame, **columns: str | None) -> None:
+def check_columns(
+    owner: str, names: list[Any], num_rows: int, **columns: str | None
+) -> None:
     for role, name in columns.items():
         if name is None:
             continue
-        count = sum(column == name for column in df.columns)
+        count = sum(column == name for column in names)
         if count != 1:
             raise ValueError(
-                f"'{role}' must name one column of 'df' (got {name!r}, which occurs "
-                f'{count} times among {list(df.columns)})'
+                f"'{role}' must name one column of {owner} (got {name!r}, which occurs "
+                f'{count} times among {names})'
             )
     if columns['user'] == columns['item']:
         raise ValueError(
             f"'user' and 'item' must name different columns "
             f'(got {columns["user"]!r} for both)'
         )
-    if len(df) == 0:
-        raise ValueError("'df' must hold at least one interaction (got no rows)")
+    if num_rows == 0:
+        raise ValueError(f'{owner} must hold at least one interaction (got no rows)')
 
 
 def assign_ids(column: pd.Series, name: str) -> tuple[np.ndarray, list[Any]]:
@@ -168,6 +170,8 @@ def read_split(column: pd.Series) -> np.ndarray:
             f"Column '{column.name}' must hold 'train', 'val', 'test' or 'control' "
             f'(or 0, 1, 2, 3) in every row (got {some(unknown)})'
         )
+    if column.dtype.kind == 'i':
+        return column.to_numpy(np.int64)
     return column.astype(object).map(SPLITS).to_numpy(np.int64)
 
 
@@ -180,6 +184,11 @@ def unique_pairs(
 ) -> np.ndarray:
     r"""Returns which rows to keep so that every pair occurs once, as a mask."""
     pd = import_pandas()
+    codes = user_code * (item_code.max() + 1)
+    codes += item_code
+    codes.sort()
+    if not (codes[1:] == codes[:-1]).any():
+        return np.ones(len(df), dtype=bool)
     code = pd.Series(user_code * (item_code.max() + 1) + item_code)
     repeated = code.duplicated()
     if duplicates == 'error' and repeated.any():

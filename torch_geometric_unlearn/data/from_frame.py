@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from os import PathLike
+from os.path import isdir
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from torch_geometric_unlearn.data._frame import (
     unique_pairs,
     with_known_features,
 )
+from torch_geometric_unlearn.data._parquet import read_parquet
 from torch_geometric_unlearn.utils.check import check_choice
 from torch_geometric_unlearn.utils.optional import import_optional
 
@@ -133,7 +135,8 @@ def from_frame(
             f"'df' must be a pandas DataFrame (got {type(df).__name__}). For a file, "
             f"use 'from_csv' or 'from_parquet'."
         )
-    check_columns(df, user=user, item=item, split=split, time=time, rating=rating)
+    names = {'user': user, 'item': item, 'split': split, 'time': time}
+    check_columns("'df'", list(df.columns), len(df), **names, rating=rating)
     if time is not None:
         df = df.copy(deep=False)
         df[time] = as_time(df[time])
@@ -164,7 +167,7 @@ def from_frame(
     for name, (ids, x) in tables.items():
         data['item'][f'x_{name}'] = align_features(name, ids, x, item_ids, missing)
     store = data[schema.EDGE_TYPE]
-    store.edge_index = pairs[:, train]
+    store.edge_index = pairs if train.all() else pairs[:, train]
     if time is not None:
         store.time = read_time(df[time], train.numpy())
         if is_datetime(df[time]):
@@ -214,17 +217,39 @@ def from_parquet(
     read_options: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> HeteroData:
-    r"""Builds a data object from a Parquet file with one interaction per row.
+    r"""Builds a data object from a Parquet file with one interaction per row, as
+    :meth:`from_frame` does from the whole table.
+
+    The file is read row group by row group and only in the columns that are named, so
+    that at no time more than one row group is held beside a few numbers per
+    interaction. With :obj:`read_options`, and for a folder of files, pandas reads the
+    whole table. Needs the optional dependencies :obj:`pandas` and :obj:`pyarrow`.
 
     Args:
         path (str or PathLike): The file.
         read_options (dict, optional): Further arguments of
             :meth:`pandas.read_parquet`. (default: :obj:`None`)
         **kwargs (optional): Arguments of :meth:`from_frame`.
+
+    Raises:
+        ImportError: If :obj:`pandas` or :obj:`pyarrow` is not installed.
+        FileNotFoundError: If there is no file.
+        ValueError: If it is no Parquet file or damaged, or as for :meth:`from_frame`.
+
+    Example:
+        >>> import pandas as pd
+        >>> df = pd.DataFrame({'user': ['ann', 'bob'], 'item': ['pen', 'ink']})
+        >>> df.to_parquet('shop.parquet', row_group_size=1)
+        >>> from_parquet('shop.parquet')['item'].raw_id
+        ['pen', 'ink']
     """
     pd = import_pandas()
     import_optional('pyarrow', 'Reading Parquet files', 'frame')
-    return from_frame(pd.read_parquet(path, **(read_options or {})), **kwargs)
+    if read_options or isdir(path):
+        return from_frame(pd.read_parquet(path, **(read_options or {})), **kwargs)
+    columns = ('user', 'item', 'split', 'time', 'rating')
+    named = {role: kwargs[role] for role in columns if role in kwargs}
+    return from_frame(read_parquet(path, **named), **kwargs)
 
 
 def to_frame(data: HeteroData) -> pd.DataFrame:

@@ -75,7 +75,26 @@ def features(data: HeteroData) -> dict[str, Tensor]:
 def pair_codes(edge_index: Tensor, num_items: int) -> Tensor:
     r"""Returns one int64 code :obj:`u * num_items + i` per pair, shape :obj:`[E]`."""
     user, item = plain(edge_index)
-    return user * num_items + item
+    return (user * num_items).add_(item)
+
+
+def sorted_codes(edge_index: Tensor, num_items: int) -> Tensor:
+    r"""Returns the :meth:`pair_codes` in ascending order, shape :obj:`[E]`."""
+    codes = pair_codes(edge_index, num_items)
+    if not codes.is_cpu:
+        return codes.sort()[0]
+    codes.numpy().sort()  # In place, unlike torch's.
+    return codes
+
+
+def has_codes(known: Tensor, codes: Tensor) -> Tensor:
+    r"""Tells which :obj:`codes` are among the :obj:`known` ones, which ascend, bool
+    :obj:`[n]`.
+    """
+    if known.numel() == 0:
+        return torch.zeros_like(codes, dtype=torch.bool)
+    place = torch.searchsorted(known, codes)
+    return known[place.clamp_(max=known.numel() - 1)] == codes
 
 
 def forget_mask(data: HeteroData) -> Tensor:
@@ -89,8 +108,13 @@ def forget_mask(data: HeteroData) -> Tensor:
 
 
 def retained_edge_index(data: HeteroData) -> Tensor:
-    r"""Returns the training pairs :obj:`[2, *]` that are not to be forgotten."""
-    return plain(data[EDGE_TYPE].edge_index)[:, ~forget_mask(data)]
+    r"""Returns the training pairs :obj:`[2, *]` that are not to be forgotten; without a
+    request, the tensor of :obj:`data` itself.
+    """
+    edge_index = plain(data[EDGE_TYPE].edge_index)
+    if 'forget_mask' not in data[EDGE_TYPE]:
+        return edge_index
+    return edge_index[:, ~forget_mask(data)]
 
 
 def forgotten_edge_index(data: HeteroData) -> Tensor:
@@ -230,16 +254,17 @@ def check_pairs(edge_index: Tensor, num_users: int, num_items: int, name: str) -
         return
     for row, (kind, size) in enumerate([('user', num_users), ('item', num_items)]):
         ids = edge_index[row]
-        bad = (ids < 0) | (ids >= size)
-        if bad.any():
+        if ids.numel() and (ids.min() < 0 or ids.max() >= size):
+            bad = (ids < 0) | (ids >= size)
             first = int(bad.nonzero()[0])
             raise ValueError(
                 f"'{name}' holds {int(bad.sum())} {kind} ids outside [0, {size - 1}] "
                 f'(first: {int(ids[first])} at position {first}). Ids must be '
                 f"0-based and dense; 'from_frame' maps any ids to such ones."
             )
-    codes, counts = pair_codes(edge_index, num_items).unique(return_counts=True)
-    if (counts > 1).any():
+    codes = sorted_codes(edge_index, num_items)
+    if (codes[1:] == codes[:-1]).any():
+        codes, counts = codes.unique(return_counts=True)
         code = int(codes[counts > 1][0])
         raise ValueError(
             f"'{name}' must hold unique pairs, but {int((counts > 1).sum())} occur "
@@ -301,14 +326,15 @@ def _check_interactions(data: HeteroData) -> None:
 
 def _check_held_out(data: HeteroData) -> None:
     items = num_items(data)
-    seen = pair_codes(data[EDGE_TYPE].edge_index, items)
+    keys = [key for key in (*HELD_OUT, CONTROL) if key in data]
+    if not keys:
+        return
+    seen = [sorted_codes(data[EDGE_TYPE].edge_index, items)]
     where = 'training'
-    for key in (*HELD_OUT, CONTROL):
-        if key not in data:
-            continue
+    for key in keys:
         check_pairs(data[key], num_users(data), items, f'data.{key}')
         codes = pair_codes(data[key], items)
-        leaked = torch.isin(codes, seen)
+        leaked = torch.stack([has_codes(known, codes) for known in seen]).any(dim=0)
         if leaked.any():
             code = int(codes[leaked][0])
             raise ValueError(
@@ -317,7 +343,7 @@ def _check_held_out(data: HeteroData) -> None:
                 f'{code % items}). Held-out pairs would leak into the model.'
             )
         where = 'training or validation' if where == 'training' else 'other'
-        seen = torch.cat([seen, codes])
+        seen.append(codes.sort()[0])
         split = key.partition('_')[0]
         for name in held_out_attrs(data, split):
             length = len(data[f'{split}_edge_{name}'])

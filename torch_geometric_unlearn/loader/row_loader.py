@@ -53,16 +53,18 @@ class RowLoader:
         self.batch_size = check_int(batch_size, 'batch_size', 1)
         self.loader = TripletLoader(edge_index, num_items, batch_size, seed=seed)
         self.generator = self.loader.generator
-        edge_index, items = self.loader.edge_index, items.cpu()
-        own = torch.isin(edge_index[0], users.cpu()) | torch.isin(edge_index[1], items)
+        items = items.cpu()
+        own = self.loader.places_of(users.cpu(), items)
         #: The pairs of the rows, int64 :obj:`[2, n]`.
-        self.edge_index = edge_index[:, own]
-        self._others = edge_index[:, ~own]
+        self.edge_index = self.loader.pairs(own)
+        self._num_others = self.loader.num_pairs - own.numel()
+        # How many of the other pairs come before each of them.
+        self._others_before = own - torch.arange(own.numel())
         pool = self.loader.negative_items
         self._negatives = pool[torch.isin(pool, items)]
         share = self._negatives.numel() / pool.numel()
         #: Mean number of triplets that an epoch would add through their negative.
-        self.num_negatives = share * self._others.size(1)
+        self.num_negatives = share * self._num_others
 
     def __len__(self) -> int:
         num_triplets = self.edge_index.size(1) + self.num_negatives
@@ -86,11 +88,12 @@ class RowLoader:
         whole = int(self.num_negatives)
         rest = torch.rand(1, generator=self.generator) < self.num_negatives - whole
         num = whole + int(rest)
-        size = max(1, self._others.size(1))
+        size = max(1, self._num_others)
         pair = torch.randint(size, (num,), generator=self.generator)
         size = max(1, self._negatives.numel())
         place = torch.randint(size, (num,), generator=self.generator)
-        user, pos_item = self._others[:, pair]
+        pair += torch.searchsorted(self._others_before, pair, right=True)
+        user, pos_item = self.loader.pairs(pair)
         neg_item = self._negatives[place]
         unknown = ~self.loader.is_known(user, neg_item)
         return Triplets(user[unknown], pos_item[unknown], neg_item[unknown])

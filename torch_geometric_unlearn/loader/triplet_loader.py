@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -8,6 +8,7 @@ from torch import Tensor
 from torch_geometric_unlearn.data.known_pairs import KnownPairs, draw_free
 from torch_geometric_unlearn.nn.models.base import Triplets
 from torch_geometric_unlearn.utils.check import check_int
+from torch_geometric_unlearn.utils.csr import PART, index_dtype
 from torch_geometric_unlearn.utils.plain import plain
 from torch_geometric_unlearn.utils.seed import generator
 
@@ -60,38 +61,69 @@ class TripletLoader:
             raise ValueError("'edge_index' holds no pair to draw batches from")
         self.num_items = check_int(num_items, 'num_items', 1)
         self.batch_size = check_int(batch_size, 'batch_size', 1)
-        #: The pairs that are drawn, a copy, int64 :obj:`[2, E]`.
-        self.edge_index = edge_index.to('cpu', copy=True)
-        _check_items(self.edge_index[1], num_items, 'edge_index')
-        known = self.edge_index if known is None else plain(known).cpu()
+        _check_items(edge_index[1], num_items, 'edge_index')
+        known = plain(edge_index if known is None else known)
         _check_items(known[1], num_items, 'known')
+        self._pairs = _copy(edge_index)
         self._known = KnownPairs(known, num_items)
         self.generator = generator(seed)
-        items = self.edge_index[1] if negative_items is None else plain(negative_items)
-        self.negative_items = items.cpu().unique()
-        _check_items(self.negative_items, num_items, 'negative_items')
-        users = self.edge_index[0].unique()
+        items = self._pairs[1] if negative_items is None else plain(negative_items)
+        _check_items(items, num_items, 'negative_items')
+        self.negative_items = _occurring(items.cpu())
+        users = _occurring(self._pairs[0])
         self._full = self._full_users()
         if negative_items is None and torch.isin(users, self._full).any():
             self.negative_items = torch.arange(num_items)
             self._full = self._full_users()
-        drawn = ~torch.isin(self.edge_index[0], self._full)
-        if not drawn.any():
-            self._check_users(users)
-        if not drawn.all():
-            self.edge_index = self.edge_index[:, drawn]
+        if self._full.numel() > 0:
+            drawn = ~torch.isin(self._pairs[0], self._full)
+            if not drawn.any():
+                self._check_users(users)
+            self._pairs = self._pairs[:, drawn]
+
+    @property
+    def edge_index(self) -> Tensor:
+        r"""The pairs that are drawn, a copy, int64 :obj:`[2, E]`."""
+        return self._pairs.long()
+
+    @property
+    def num_pairs(self) -> int:
+        r"""Number of pairs that are drawn."""
+        return self._pairs.size(1)
+
+    def pairs(self, places: Tensor) -> Tensor:
+        r"""Returns some of the pairs that are drawn, int64 :obj:`[2, n]`."""
+        return self._pairs[:, places].long()
+
+    def places_of(self, users: Tensor, items: Tensor) -> Tensor:
+        r"""Returns where the pairs of some users and items are, int64 :obj:`[n]`."""
+        wanted = []
+        for ids, row in zip((users, items), self._pairs):
+            mask = torch.zeros(int(row.max()) + 1, dtype=torch.bool)
+            mask[ids[ids < mask.numel()]] = True
+            wanted.append(mask)
+        out = [torch.arange(0)]
+        for start in range(0, self.num_pairs, PART):
+            user, item = self._pairs[:, start : start + PART]
+            own = wanted[0][user] | wanted[1][item]
+            out.append(own.nonzero().view(-1) + start)
+        return torch.cat(out)
 
     def __len__(self) -> int:
-        return -(-self.edge_index.size(1) // self.batch_size)
+        return -(-self.num_pairs // self.batch_size)
 
     def __iter__(self) -> Iterator[Triplets]:
-        num_pairs = self.edge_index.size(1)
-        perm = torch.randperm(num_pairs, generator=self.generator)
-        user, pos_item = self.edge_index[:, perm]
-        neg_item = self.sample_negatives(user)
-        for start in range(0, num_pairs, self.batch_size):
-            rows = slice(start, start + self.batch_size)
-            yield Triplets(user[rows], pos_item[rows], neg_item[rows])
+        # Half as large as what torch indexes by, which only a batch at a time becomes.
+        perm = torch.randperm(
+            self.num_pairs, generator=self.generator, dtype=self._pairs.dtype
+        )
+        user = self._pairs[0]
+        negatives = self._draw(perm.numel(), lambda places: user[perm[places].long()])
+        for rows, neg_item in zip(
+            perm.split(self.batch_size), negatives.split(self.batch_size)
+        ):
+            users, pos_item = self.pairs(rows.long())
+            yield Triplets(users, pos_item, neg_item.long())
 
     def sample_negatives(self, user: Tensor) -> Tensor:
         r"""Returns one negative item per entry of :obj:`user`, int64 :obj:`[B]`.
@@ -100,6 +132,10 @@ class TripletLoader:
             ValueError: If no item is left for some user.
         """
         self._check_users(user)
+        return self._draw(user.numel(), lambda places: user[places]).long()
+
+    def _draw(self, num: int, user_at: Callable[[Tensor], Tensor]) -> Tensor:
+        r"""Returns a negative for each of :obj:`num` places, :obj:`[num]`."""
         pool = self.negative_items
 
         def draw(places: Tensor) -> Tensor:
@@ -107,9 +143,10 @@ class TripletLoader:
             return pool[torch.randint(pool.numel(), size, generator=self.generator)]
 
         def is_taken(places: Tensor, item: Tensor) -> Tensor:
-            return self.is_known(user[places], item)
+            return self.is_known(user_at(places).long(), item)
 
-        out, _ = draw_free(user.numel(), draw, is_taken, max_draws=None)
+        dtype = self._pairs.dtype
+        out, _ = draw_free(num, draw, is_taken, max_draws=None, dtype=dtype)
         return out
 
     def is_known(self, user: Tensor, item: Tensor) -> Tensor:
@@ -117,9 +154,14 @@ class TripletLoader:
         return self._known.contains(user, item)
 
     def _full_users(self) -> Tensor:
-        codes = self._known.codes
-        users, items = codes // self.num_items, codes % self.num_items
-        taken = users[torch.isin(items, self.negative_items)].bincount()
+        in_pool = torch.zeros(self.num_items, dtype=torch.bool)
+        in_pool[self.negative_items] = True
+        taken = torch.zeros(0, dtype=torch.int64)
+        for codes in self._known.codes.split(PART):
+            user = (codes // self.num_items)[in_pool[codes % self.num_items]]
+            count = user.bincount(minlength=taken.numel())
+            count[: taken.numel()] += taken
+            taken = count
         return (taken >= self.negative_items.numel()).nonzero().view(-1)
 
     def _check_users(self, user: Tensor) -> None:
@@ -135,9 +177,20 @@ class TripletLoader:
 
 
 def _check_items(items: Tensor, num_items: int, name: str) -> None:
-    bad = (items < 0) | (items >= num_items)
-    if bad.any():
+    if items.numel() > 0 and (items.min() < 0 or items.max() >= num_items):
+        bad = (items < 0) | (items >= num_items)
         raise ValueError(
             f"'{name}' holds item ids outside [0, {num_items - 1}] "
             f'(got {int(items[bad][0])})'
         )
+
+
+def _copy(edge_index: Tensor) -> Tensor:
+    r"""Returns the pairs on the CPU as int32 where their ids and number fit."""
+    dtype = index_dtype(int(edge_index.max()), edge_index.size(1))
+    return edge_index.to('cpu', dtype, copy=True)
+
+
+def _occurring(ids: Tensor) -> Tensor:
+    r"""Returns the ids that occur, ascending, int64."""
+    return ids.bincount().nonzero().view(-1)

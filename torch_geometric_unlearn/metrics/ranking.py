@@ -27,10 +27,9 @@ from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import Request
 from torch_geometric_unlearn.nn.models.served import Served
 from torch_geometric_unlearn.utils.check import check_bool
-from torch_geometric_unlearn.utils.finite import check_embeddings
 from torch_geometric_unlearn.utils.ids import check_pair_ids
 from torch_geometric_unlearn.utils.seed import generator
-from torch_geometric_unlearn.utils.topk import PairIndex, topk_items
+from torch_geometric_unlearn.utils.topk import PairIndex, Scores
 
 
 def ranking_metrics(
@@ -63,8 +62,22 @@ def ranking_metrics(
     Raises:
         ValueError: If the embeddings are not finite.
     """
-    user_emb, item_emb = check_embeddings(user_emb, item_emb)
-    sizes = user_emb.size(0), item_emb.size(0)
+    scores = Scores(user_emb, item_emb)
+    return rank(scores, edge_label_index, exclude, exclude_items, ks, batch_size)
+
+
+def rank(
+    scores: Scores,
+    edge_label_index: Tensor,
+    exclude: Tensor | PairIndex | None = None,
+    exclude_items: Tensor | None = None,
+    ks: Sequence[int] = (10, 20),
+    batch_size: int = 2048,
+) -> dict[str, float]:
+    r"""Does what :meth:`ranking_metrics` does by given scores, such as those of
+    :class:`~torch_geometric_unlearn.nn.Served`.
+    """
+    sizes, device = scores.sizes, scores.device
     edge_label_index = check_pair_ids(edge_label_index, *sizes, 'edge_label_index')
     codes = schema.pair_codes(edge_label_index, sizes[1])
     if codes.unique().numel() < codes.numel():  # The relevant items are a set.
@@ -76,14 +89,12 @@ def ranking_metrics(
         return {f'{name}@{k}': math.nan for k in ks for name in ('recall', 'ndcg')}
     metrics = {}
     for k in ks:
-        metrics[f'recall@{k}'] = LinkPredRecall(k).to(user_emb.device)
-        metrics[f'ndcg@{k}'] = LinkPredNDCG(k).to(user_emb.device)
-    labels = PairIndex(edge_label_index, user_emb.size(0))
+        metrics[f'recall@{k}'] = LinkPredRecall(k).to(device)
+        metrics[f'ndcg@{k}'] = LinkPredNDCG(k).to(device)
+    labels, exclude = PairIndex(edge_label_index, sizes[0]), scores.index(exclude)
     for users in edge_label_index[0].unique().split(batch_size):
-        pred, _ = topk_items(
-            user_emb, item_emb, users, max(ks), exclude, exclude_items, batch_size
-        )
-        pred[pred < 0] = item_emb.size(0)  # Matches no relevant item.
+        pred, _ = scores.topk(users, max(ks), exclude, exclude_items, batch_size)
+        pred[pred < 0] = sizes[1]  # Matches no relevant item.
         label_index = torch.stack(labels.lookup(users))
         for metric in metrics.values():
             metric.update(pred[:, : metric.k], label_index)
@@ -139,17 +150,15 @@ def user_metrics(
         int64 :obj:`[n]`, their recall and their NDCG, float64 :obj:`[n]`, all on the
         CPU.
     """
-    user_emb, item_emb = served.embeddings
-    device, size = user_emb.device, item_emb.size(0)
-    label, exclude = edge_label_index.to(device), exclude.to(device)
-    index, users = PairIndex(label, user_emb.size(0)), label[0].unique()
+    scores = served.scores
+    device, (num_users, size) = scores.device, scores.sizes
+    label, known = edge_label_index.to(device), scores.index(exclude.to(device))
+    index, users = PairIndex(label, num_users), label[0].unique()
     place = torch.arange(2, k + 2, dtype=torch.double, device=device)
     weight = 1 / place.log2()
     recall, ndcg = [weight[:0]], [weight[:0]]
     for block in users.split(batch_size):
-        lists, _ = topk_items(
-            user_emb, item_emb, block, k, exclude, exclude_items.to(device)
-        )
+        lists, _ = scores.topk(block, k, known, exclude_items.to(device))
         row, item = index.lookup(block)
         first = torch.arange(block.numel(), device=device).unsqueeze(1) * size
         hit = torch.isin(lists + first, row * size + item) & (lists >= 0)
@@ -198,14 +207,13 @@ def evaluate_split(
         dict: :obj:`recall@K` and :obj:`ndcg@K` for every :obj:`K`.
     """
     mask_validation = check_bool(mask_validation, 'mask_validation')
-    user_emb, item_emb = Served.of(model, data, graph).embeddings
+    scores = Served.of(model, data, graph).scores
     exclude = schema.retained_edge_index(data)
     if mask_validation:
         other = schema.held_out(data, 'test' if split == 'val' else 'val')
         exclude = torch.cat([exclude, other], dim=1)
-    label = schema.held_out(data, split).to(user_emb.device)
-    exclude = exclude.to(user_emb.device)
-    return ranking_metrics(user_emb, item_emb, label, exclude, ks=ks)
+    label = schema.held_out(data, split).to(scores.device)
+    return rank(scores, label, exclude.to(scores.device), ks=ks)
 
 
 def evaluate_request(
@@ -249,8 +257,8 @@ def evaluate_request(
         this request is left out, but :obj:`forget_*` without a marked pair is NaN.
     """
     data = schema.validate(data)
-    user_emb, item_emb = Served.of(model, data, graph).embeddings
-    device = user_emb.device
+    scores = Served.of(model, data, graph).scores
+    device = scores.device
     exclude = schema.retained_edge_index(data).to(device)
     test = schema.held_out(data, 'test').to(device)
     request = Request.of(data)
@@ -261,16 +269,17 @@ def evaluate_request(
     order = torch.randperm(users.numel(), generator=generator(seed)).to(device)
     sample = torch.isin(exclude[0], users[order[:num_train_users]])
 
-    sets = {'retain': (test[:, ~deleted], exclude, items)}
+    known = scores.index(exclude)
+    sets = {'retain': (test[:, ~deleted], known, items)}
     if items is not None:
-        sets['retain_open'] = (test[:, ~deleted], exclude, None)
-    sets['forget'] = (schema.forgotten_edge_index(data).to(device), exclude, None)
-    sets['forget_heldout'] = (test[:, deleted], exclude, None)
-    sets['retain_train'] = (exclude[:, sample], exclude[:, :0], None)
+        sets['retain_open'] = (test[:, ~deleted], known, None)
+    sets['forget'] = (schema.forgotten_edge_index(data).to(device), known, None)
+    sets['forget_heldout'] = (test[:, deleted], known, None)
+    sets['retain_train'] = (exclude[:, sample], None, None)
     out = {}
     for name, (label, masked, masked_items) in sets.items():
         if label.size(1) == 0 and name != 'forget':
             continue
-        metrics = ranking_metrics(user_emb, item_emb, label, masked, masked_items, ks)
+        metrics = rank(scores, label, masked, masked_items, ks)
         out.update({f'{name}_{key}': value for key, value in metrics.items()})
     return out

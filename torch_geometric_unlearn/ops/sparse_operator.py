@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch_geometric.utils import degree
 
 from torch_geometric_unlearn.utils.check import check_bool, check_int
+from torch_geometric_unlearn.utils.csr import index_dtype, row_places, row_starts
 from torch_geometric_unlearn.utils.plain import plain
 
 
@@ -57,6 +60,25 @@ class SparseOperator:
             self.rowptr_t, self.col_t, self.value_t = _to_csr(
                 source, target, edge_weight, size[0]
             )
+
+    @classmethod
+    def _of(
+        cls,
+        rowptr: Tensor,
+        col: Tensor,
+        value: Tensor,
+        size: tuple[int, int],
+        transpose: tuple[Tensor, Tensor, Tensor] | None = None,
+    ) -> SparseOperator:
+        r"""Returns the matrix of what is in order already; symmetric without a
+        transpose.
+        """
+        out = object.__new__(cls)
+        out.size, out.is_symmetric = size, transpose is None
+        out._segments, out._transpose_order = {}, None
+        out.rowptr, out.col, out.value = rowptr, col, value
+        out.rowptr_t, out.col_t, out.value_t = transpose or (rowptr, col, value)
+        return out
 
     @property
     def num_entries(self) -> int:
@@ -117,19 +139,11 @@ class SparseOperator:
                     f"'dtype' must be a floating point type (got {dtype}), or values "
                     f'would be cut to integers'
                 )
-        out = object.__new__(SparseOperator)
-        out.size, out.is_symmetric = self.size, self.is_symmetric
-        out._segments, out._transpose_order = {}, None
-        for suffix in ('', '_t'):
-            if suffix and self.is_symmetric:
-                out.rowptr_t, out.col_t = out.rowptr, out.col
-                out.value_t = out.value
-                continue
-            value = getattr(self, f'value{suffix}').to(*args)
-            setattr(out, f'value{suffix}', value)
-            for name in (f'rowptr{suffix}', f'col{suffix}'):
-                setattr(out, name, getattr(self, name).to(value.device))
-        return out
+        csr_t = None
+        if not self.is_symmetric:
+            csr_t = _moved(self.rowptr_t, self.col_t, self.value_t, *args)
+        csr = _moved(self.rowptr, self.col, self.value, *args)
+        return SparseOperator._of(*csr, self.size, csr_t)
 
     def __repr__(self) -> str:
         return (
@@ -202,18 +216,18 @@ def check_values(edge_index: Tensor, edge_weight: Tensor) -> None:
         )
 
 
-def bipartite_operators(
+def bipartite_operator(
     edge_index: Tensor,
     num_users: int,
     num_items: int,
     dtype: torch.dtype = torch.float32,
-) -> tuple[SparseOperator, SparseOperator]:
-    r"""Returns the normalised user-item operators of the training interactions.
+) -> SparseOperator:
+    r"""Returns :math:`\mathbf{D}^{-1/2} \mathbf{A} \mathbf{D}^{-1/2}` of the training
+    interactions, with :math:`\mathbf{A}` the bipartite adjacency over users and items
+    (users first), symmetric and without self loops. Nodes without edges have zero rows.
 
-    With :math:`\mathbf{A}` the bipartite adjacency over users and items (users first),
-    the first is :math:`\mathbf{D}^{-1/2} \mathbf{A} \mathbf{D}^{-1/2}`, symmetric over
-    :math:`N_{user} + N_{item}` nodes and without self loops; the second is its block
-    that aggregates items into users. Nodes without edges have zero rows.
+    Both directions of the edges are written to their places part by part, so that
+    little more than the result is held.
 
     Args:
         edge_index (torch.Tensor): (user, item) pairs, int64 :obj:`[2, E]`.
@@ -226,21 +240,55 @@ def bipartite_operators(
         TypeError, ValueError: If :obj:`edge_index` is not as described, or holds an id
             that is out of range.
     """
+    edge_index = plain(edge_index)
     check_entries(edge_index, (num_users, num_items), ('user', 'item'))
     user, item = edge_index[0], edge_index[1]
-    inv_sqrt_user = _inv_sqrt(degree(user, num_users, dtype))
-    inv_sqrt_item = _inv_sqrt(degree(item, num_items, dtype))
-    weight = inv_sqrt_user[user] * inv_sqrt_item[item]
-    shifted = item + num_users
-    num_nodes = num_users + num_items
-    both = SparseOperator(
-        torch.stack([torch.cat([user, shifted]), torch.cat([shifted, user])]),
-        weight.repeat(2),
-        (num_nodes, num_nodes),
-        is_symmetric=True,
-    )
-    item_to_user = SparseOperator(
-        edge_index.flip(0), weight, (num_items, num_users)
+    count = user.bincount(minlength=num_users), item.bincount(minlength=num_items)
+    scale = [_inv_sqrt(num.to(dtype)) for num in count]
+    num_nodes, num_pairs = num_users + num_items, edge_index.size(1)
+    rowptr = row_starts(torch.cat(count))
+    index = index_dtype(num_nodes, 2 * num_pairs)
+    col = user.new_empty(2 * num_pairs, dtype=index)
+    value = scale[0].new_empty(2 * num_pairs)
+    ends = ((user, item, num_users), (item, user, 0))
+    starts = rowptr[:-1].split([num_users, num_items])
+    for (row, other, shift), start in zip(ends, starts):
+        for part, place in row_places(row, start):
+            col[place] = (other[part] + shift).to(index)
+            value[place] = scale[0][user[part]] * scale[1][item[part]]
+    size = (num_nodes, num_nodes)
+    return SparseOperator._of(rowptr.to(index), col, value, size)
+
+
+def bipartite_operators(
+    edge_index: Tensor,
+    num_users: int,
+    num_items: int,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[SparseOperator, SparseOperator]:
+    r"""Returns :meth:`bipartite_operator` and its block that aggregates items into
+    users, which shares its values.
+
+    Args:
+        edge_index (torch.Tensor): (user, item) pairs, int64 :obj:`[2, E]`.
+        num_users (int): Number of users.
+        num_items (int): Number of items.
+        dtype (torch.dtype, optional): Type of the values.
+            (default: :obj:`torch.float32`)
+
+    Raises:
+        TypeError, ValueError: If :obj:`edge_index` is not as described, or holds an id
+            that is out of range.
+    """
+    both = bipartite_operator(edge_index, num_users, num_items, dtype)
+    num_pairs = edge_index.size(1)
+    of_users, of_items = both.rowptr[: num_users + 1], both.rowptr[num_users:]
+    item_to_user = SparseOperator._of(
+        of_users,
+        both.col[:num_pairs] - num_users,
+        both.value[:num_pairs],
+        (num_items, num_users),
+        (of_items - num_pairs, both.col[num_pairs:], both.value[num_pairs:]),
     )
     return both, item_to_user
 
@@ -308,14 +356,20 @@ def _inv_sqrt(deg: Tensor) -> Tensor:
     return torch.where(deg > 0, deg.clamp(min=torch.finfo(deg.dtype).tiny).rsqrt(), 0.0)
 
 
+def _moved(
+    rowptr: Tensor, col: Tensor, value: Tensor, *args: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    value = value.to(*args)
+    return rowptr.to(value.device), col.to(value.device), value
+
+
 def _to_csr(
     row: Tensor, col: Tensor, value: Tensor, num_rows: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    perm = row.argsort(stable=True)
-    rowptr = torch.zeros(num_rows + 1, dtype=torch.int64, device=row.device)
-    torch.cumsum(row.bincount(minlength=num_rows), 0, out=rowptr[1:])
-    col = col[perm]
-    largest = max(num_rows, row.numel(), int(col.max()) + 1 if col.numel() else 0)
-    if largest < 2**31:
-        rowptr, col = rowptr.int(), col.int()
-    return rowptr, col, value[perm].contiguous()
+    rowptr = row_starts(row.bincount(minlength=num_rows))
+    num_cols = int(col.max()) + 1 if col.numel() else 0
+    index = index_dtype(num_rows, num_cols, row.numel())
+    out, weight = col.new_empty(col.numel(), dtype=index), torch.empty_like(value)
+    for part, place in row_places(row, rowptr[:-1]):
+        out[place], weight[place] = col[part].to(index), value[part]
+    return rowptr.to(index), out, weight

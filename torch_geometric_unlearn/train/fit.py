@@ -19,7 +19,8 @@ from torch_geometric_unlearn.distributed.columns import (
     shared_digest,
 )
 from torch_geometric_unlearn.loader import TripletLoader
-from torch_geometric_unlearn.metrics import embed, ranking_metrics
+from torch_geometric_unlearn.metrics.ranking import rank
+from torch_geometric_unlearn.nn import Served
 from torch_geometric_unlearn.nn.models.base import RecommenderLike
 from torch_geometric_unlearn.utils.check import (
     check_bool,
@@ -245,8 +246,8 @@ def fit(
             due = (epoch + 1) % eval_every == 0 or epoch + 1 == num_epochs
             if validation.size(1) > 0 and due:
                 try:
-                    emb = embed(model, graph)
-                    row |= ranking_metrics(*emb, validation, exclude, ks=ks)
+                    scores = Served(model, graph).scores
+                    row |= rank(scores, validation, exclude, ks=ks)
                 except NotFiniteError as error:
                     raise FloatingPointError(
                         f'The model is no longer finite in epoch {epoch}: {error}'

@@ -18,7 +18,8 @@ from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.distributed.blocks import Blocks
 from torch_geometric_unlearn.distributed.columns import holds
 from torch_geometric_unlearn.loader.row_loader import RowLoader
-from torch_geometric_unlearn.metrics import embed, ranking_metrics
+from torch_geometric_unlearn.metrics.ranking import rank
+from torch_geometric_unlearn.nn import Served
 from torch_geometric_unlearn.nn.models import LinearRows, TableRows, Triplets
 from torch_geometric_unlearn.nn.models.base import HasRowBranches, RecommenderLike
 from torch_geometric_unlearn.train.checkpoint import (
@@ -327,8 +328,8 @@ class ValidationCurve:
     def __call__(self, model: Any, graph: Any) -> dict[str, float]:
         if self.num_pairs == 0:
             return {self.key: math.nan}
-        emb = embed(model, graph)
-        metrics = ranking_metrics(*emb, self.pairs, self.exclude, ks=(20,))
+        scores = Served(model, graph).scores
+        metrics = rank(scores, self.pairs, self.exclude, ks=(20,))
         return {self.key: metrics['ndcg@20']}
 
 

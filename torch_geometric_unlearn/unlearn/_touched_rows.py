@@ -11,6 +11,7 @@ from torch_geometric.data import HeteroData
 from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.distributed.columns import columns_of
 from torch_geometric_unlearn.nn.models.base import RecommenderLike
+from torch_geometric_unlearn.utils.csr import PART
 
 #: Above this share of touched pairs, all rows are drawn anew.
 ALL_ROWS = 0.25
@@ -68,7 +69,8 @@ def touched_rows(
     fresh = []
     for row, size in enumerate((num_users, num_items)):
         total = shares[row].new_zeros(size)
-        total.index_add_(0, kept[row], shares[1 - row][kept[1 - row]])
+        for part in kept.split(PART, dim=1):
+            total.index_add_(0, part[row], shares[1 - row][part[1 - row]])
         influence = shares[row] + total / degrees[row].clamp(min=1)
         # A sum of shares that meets tau exactly must not fail by rounding.
         mask = (influence > 0) & (influence >= tau - 1e-12)
@@ -78,7 +80,7 @@ def touched_rows(
         fresh.append(mask & (node_type in row_types))
     trained = [mask & (degree > 0) for mask, degree in zip(fresh, degrees)]
     own = trained[0][kept[0]] | trained[1][kept[1]]
-    is_all = bool(own.double().mean() > ALL_ROWS)
+    is_all = bool(int(own.count_nonzero()) > ALL_ROWS * own.numel())
     if is_all:
         exists = [kind in row_types for kind in (schema.USER, schema.ITEM)]
         fresh = [torch.full_like(mask, has) for mask, has in zip(fresh, exists)]

@@ -294,7 +294,7 @@ def _compare(
         if name in old and old[name].shape == new.shape:
             wide = torch.promote_types(new.dtype, torch.float32)
             change = new.to(wide) - old[name].to(wide)
-            touched[name] = float((change != 0).float().mean())
+            touched[name] = int(change.count_nonzero()) / max(1, change.numel())
             norm, moved = float(old[name].to(wide).norm()), float(change.norm())
             if columns is not None:  # Of whole tables; what all hold stays the same.
                 own = (touched[name], change.numel(), norm, moved)

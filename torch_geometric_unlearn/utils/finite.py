@@ -50,8 +50,11 @@ def check_finite(
     )
 
 
-def check_embeddings(user_emb: Tensor, item_emb: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Returns embeddings to compute scores with, half precision as float32.
+def check_embeddings(
+    user_emb: Tensor, item_emb: Tensor, num_columns: int | None = None
+) -> tuple[Tensor, Tensor]:
+    r"""Returns embeddings to compute scores with, half precision as float32; some of
+    :obj:`num_columns` where they are divided by columns.
 
     Raises:
         ValueError: If they are not finite, or so large that their scores or the
@@ -67,7 +70,7 @@ def check_embeddings(user_emb: Tensor, item_emb: Tensor) -> tuple[Tensor, Tensor
         largest = _largest(first) * _largest(second)
         # The variance over all items takes the square of a score that often.
         bound = (torch.finfo(first.dtype).max / (4 * second.size(0))) ** 0.5
-        if largest * first.size(-1) > bound:
+        if largest * (num_columns or first.size(-1)) > bound:
             raise NotFiniteError(
                 f"'user_emb' and 'item_emb' must be small enough for finite scores "
                 f'(got entries whose products reach {largest:.3g}). Scale them down; '

@@ -8,9 +8,13 @@ import torch
 from torch import Tensor
 
 from torch_geometric_unlearn.utils.check import check_int
+from torch_geometric_unlearn.utils.csr import index_dtype, row_places, row_starts
 from torch_geometric_unlearn.utils.finite import check_embeddings, check_finite
 from torch_geometric_unlearn.utils.ids import check_ids, check_pair_ids
 from torch_geometric_unlearn.utils.plain import plain
+
+#: Scores that a block holds at most, whatever its number of users.
+MOST_SCORES = 2**27
 
 
 class PairIndex:
@@ -23,9 +27,12 @@ class PairIndex:
 
     def __init__(self, pairs: Tensor, num_users: int) -> None:
         pairs = plain(pairs)
-        self.item = pairs[1][pairs[0].argsort(stable=True)]
         self.count = pairs[0].bincount(minlength=num_users)
-        self.start = self.count.cumsum(0) - self.count
+        self.start = row_starts(self.count)[:-1]
+        largest = int(pairs[1].max()) if pairs.numel() else 0
+        self.item = torch.empty_like(pairs[1], dtype=index_dtype(largest))
+        for part, place in row_places(pairs[0], self.start):
+            self.item[place] = pairs[1, part].to(self.item.dtype)
 
     def lookup(self, users: Tensor) -> tuple[Tensor, Tensor]:
         r"""Returns the pairs of :obj:`users` :obj:`[B]` as the position in
@@ -34,7 +41,93 @@ class PairIndex:
         count = self.count[users]
         row = torch.arange(users.numel(), device=users.device).repeat_interleave(count)
         offset = (self.start[users] - count.cumsum(0) + count)[row]
-        return row, self.item[offset + torch.arange(row.numel(), device=users.device)]
+        place = offset + torch.arange(row.numel(), device=users.device)
+        return row, self.item[place].long()
+
+
+class Scores:
+    r"""Scores of users for all items, a block of users at a time.
+
+    Args:
+        user_emb (torch.Tensor): User embeddings :math:`(N_{user}, H)`.
+        item_emb (torch.Tensor): Item embeddings :math:`(N_{item}, H)`.
+
+    Raises:
+        ValueError: If the embeddings are not finite.
+    """
+
+    def __init__(self, user_emb: Tensor, item_emb: Tensor) -> None:
+        self.user_emb, self.item_emb = check_embeddings(user_emb, item_emb)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        r"""Number of users and items."""
+        return self.user_emb.size(0), self.item_emb.size(0)
+
+    @property
+    def device(self) -> torch.device:
+        r"""Where they are computed."""
+        return self.user_emb.device
+
+    def index(self, exclude: Tensor | PairIndex | None) -> PairIndex | None:
+        r"""Returns pairs int64 :obj:`[2, E]` to leave out, checked and by user, so that
+        several calls of :meth:`topk` need not bring them in order again.
+        """
+        if not isinstance(exclude, Tensor):
+            return exclude
+        return PairIndex(check_pair_ids(exclude, *self.sizes, 'exclude'), self.sizes[0])
+
+    @torch.no_grad()
+    def topk(
+        self,
+        users: Sequence[int] | Tensor,
+        k: int,
+        exclude: Tensor | PairIndex | None = None,
+        exclude_items: Sequence[int] | Tensor | None = None,
+        batch_size: int = 2048,
+    ) -> tuple[Tensor, Tensor]:
+        r"""Returns what :meth:`topk_items` does."""
+        k, batch_size = check_int(k, 'k', 1), check_int(batch_size, 'batch_size', 1)
+        num_users, num_items = self.sizes
+        device = users.device if isinstance(users, Tensor) else self.device
+        users = check_ids(users, num_users, 'users').to(device)
+        index = self.index(exclude)
+        if exclude_items is not None:
+            exclude_items = check_ids(exclude_items, num_items, 'exclude_items')
+        items = users.new_full((users.numel(), k), -1)
+        values = self.user_emb.new_full((users.numel(), k), -torch.inf)
+        for rows, scores in self.blocks(users, index, exclude_items, batch_size):
+            value, best = topk_lowest_index(scores, min(k, num_items))
+            best[value == -torch.inf] = -1
+            items[rows, : best.size(1)], values[rows, : best.size(1)] = best, value
+        self._complete(items, values)
+        return items, values
+
+    def blocks(
+        self,
+        users: Tensor,
+        index: PairIndex | None,
+        exclude_items: Tensor | None,
+        batch_size: int,
+    ) -> Iterator[tuple[slice, Tensor]]:
+        r"""Yields parts of :obj:`users` with their masked scores :math:`(B, N_{item})`,
+        of at most :obj:`batch_size` users and 512 MB in single precision.
+        """
+        size = max(1, min(batch_size, MOST_SCORES // max(1, self.sizes[1])))
+        for rows, scores in self._blocks(users, size):
+            if index is not None:
+                scores[index.lookup(users[rows])] = -torch.inf
+            if exclude_items is not None:
+                scores[:, exclude_items] = -torch.inf
+            yield rows, scores
+
+    def _blocks(self, users: Tensor, size: int) -> Iterator[tuple[slice, Tensor]]:
+        for start in range(0, users.numel(), size):
+            rows = slice(start, start + size)
+            yield rows, self.user_emb[users[rows]] @ self.item_emb.t()
+
+    def _complete(self, items: Tensor, values: Tensor) -> None:
+        r"""Fills in the lists that were made elsewhere; none were."""
 
 
 def score_blocks(
@@ -61,17 +154,11 @@ def score_blocks(
         ValueError: If the embeddings are not finite.
     """
     index = None if exclude is None else PairIndex(exclude, user_emb.size(0))
-    user_emb, item_emb = check_embeddings(user_emb, item_emb)
-    for block in users.split(batch_size):
-        scores = user_emb[block] @ item_emb.t()
-        if index is not None:
-            scores[index.lookup(block)] = -torch.inf
-        if exclude_items is not None:
-            scores[:, exclude_items] = -torch.inf
-        yield block, scores
+    scores = Scores(user_emb, item_emb)
+    for rows, block in scores.blocks(users, index, exclude_items, batch_size):
+        yield users[rows], block
 
 
-@torch.no_grad()
 def topk_items(
     user_emb: Tensor,
     item_emb: Tensor,
@@ -105,28 +192,8 @@ def topk_items(
         ValueError: If :obj:`k` or :obj:`batch_size` is below 1, an id is out of range,
             or the embeddings are not finite.
     """
-    k, batch_size = check_int(k, 'k', 1), check_int(batch_size, 'batch_size', 1)
-    user_emb, item_emb = check_embeddings(user_emb, item_emb)
-    num_users, num_items = user_emb.size(0), item_emb.size(0)
-    device = users.device if isinstance(users, Tensor) else user_emb.device
-    users = check_ids(users, num_users, 'users').to(device)
-    if exclude is not None:
-        exclude = check_pair_ids(exclude, num_users, num_items, 'exclude')
-    if exclude_items is not None:
-        exclude_items = check_ids(exclude_items, num_items, 'exclude_items')
-    items = users.new_full((users.numel(), k), -1)
-    values = user_emb.new_full((users.numel(), k), -torch.inf)
-    start = 0
-    blocks = score_blocks(
-        user_emb, item_emb, users, exclude, exclude_items, batch_size
-    )
-    for block, scores in blocks:
-        rows = slice(start, start + block.numel())
-        value, index = topk_lowest_index(scores, min(k, num_items))
-        index[value == -torch.inf] = -1
-        items[rows, : index.size(1)], values[rows, : index.size(1)] = index, value
-        start += block.numel()
-    return items, values
+    scores = Scores(user_emb, item_emb)
+    return scores.topk(users, k, exclude, exclude_items, batch_size)
 
 
 def topk_lowest_index(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

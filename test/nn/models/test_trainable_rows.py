@@ -33,6 +33,19 @@ def test_all_ways_agree(parts):
         assert torch.allclose(grad, expected[1], atol=1e-6)
 
 
+def test_more_rows_than_columns(parts):
+    r"""The response is computed some rows at a time, and the same."""
+    model, graph, batch = parts
+    nodes = torch.cat([torch.arange(0, 60, 2), torch.arange(100, 112)])
+    expected = flat(LinearRows(model, graph, nodes, False), batch)
+    rows = LinearRows(model, graph, nodes, True)
+    loss, grad = flat(rows, batch)
+    assert float(loss) == pytest.approx(float(expected[0]), rel=1e-5)
+    assert torch.allclose(grad, expected[1], atol=1e-6)
+    if isinstance(model, LightGCN):  # Only these rows answer without propagation.
+        assert rows.response['initial'].value.size(0) == nodes.numel() + 1
+
+
 def test_stays_true_as_the_rows_move(parts):
     model, graph, batch = parts
     ways = [LinearRows(model, graph, NODES, way) for way in (True, False)]

@@ -162,7 +162,9 @@ class RecommenderAdapter(Recommender):
         _switch_caches_off(self.module)
         edge_index = schema.retained_edge_index(data)
         if self._build_graph is None:
-            graph: Any = InteractionGraph(edge_index, self.num_users, self.num_items)
+            # A copy: nobody knows what the module does with it.
+            pairs = edge_index.clone()
+            graph: Any = InteractionGraph(pairs, self.num_users, self.num_items)
         else:
             graph = self._build_graph(drop_forgotten(data, strict=False))
             self._check_graph(graph, edge_index)

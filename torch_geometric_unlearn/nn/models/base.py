@@ -13,10 +13,9 @@ from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.distributed.columns import Columns
 from torch_geometric_unlearn.utils.check import check_choice
 from torch_geometric_unlearn.utils.ids import check_ids, check_pair_ids
-from torch_geometric_unlearn.utils.mode import evaluating
-from torch_geometric_unlearn.utils.topk import topk_items
+from torch_geometric_unlearn.utils.topk import PairIndex, Scores
 
-from ._checks import read_embeddings
+from ._scores import scores_of
 
 
 class Triplets(NamedTuple):
@@ -338,29 +337,27 @@ class Recommender(torch.nn.Module, ABC):
                 are not finite.
         """
         check_graph(graph)
-        with evaluating(self):
-            user_emb, item_emb = self(graph)
-        pairs = graph.edge_index.to(user_emb.device)
-        user_emb = read_embeddings(self, user_emb, 'user embeddings', 0, graph)
-        item_emb = read_embeddings(self, item_emb, 'item embeddings', 1, graph)
-        users = check_ids(users, user_emb.size(0), 'users').to(user_emb.device)
+        model = scores_of(self, graph)
+        pairs = graph.edge_index.to(model.device)
+        sizes = model.sizes
+        users = check_ids(users, sizes[0], 'users').to(model.device)
         exclude = pairs if exclude is None else exclude
-        sizes = user_emb.size(0), item_emb.size(0)
-        exclude = check_pair_ids(exclude, *sizes, 'exclude').to(user_emb.device)
+        exclude = check_pair_ids(exclude, *sizes, 'exclude').to(model.device)
+        known = PairIndex(exclude, sizes[0])
         check_choice(fallback, 'fallback', ('popular', 'model'))
         if exclude_items is not None:
             exclude_items = check_ids(exclude_items, sizes[1], 'exclude_items')
-            exclude_items = exclude_items.to(user_emb.device)
-        items, scores = topk_items(
-            user_emb, item_emb, users, k, exclude, exclude_items, batch_size
-        )
+            exclude_items = exclude_items.to(model.device)
+        items, scores = model.topk(users, k, known, exclude_items, batch_size)
         lost = ~torch.isin(users, pairs[0])
         if fallback == 'popular' and lost.any():
             counts = pairs[1].bincount(minlength=sizes[1]).double()
             # Of equally popular ones the first.
             counts -= torch.arange(sizes[1], device=counts.device) / sizes[1]
             same = counts.new_ones(sizes[0], 1)
-            popular = same, counts.view(-1, 1), users[lost]
-            items[lost], _ = topk_items(*popular, k, exclude, exclude_items, batch_size)
+            popular = Scores(same, counts.view(-1, 1))
+            items[lost], _ = popular.topk(
+                users[lost], k, known, exclude_items, batch_size
+            )
             scores[lost] = torch.nan
         return items, scores

@@ -22,10 +22,14 @@ class ColumnParallelLightGCN(ColumnParallelModel[LightGCN], LightGCN):
 
     Every process holds the whole graph. Propagation acts on every column alike and
     sends nothing; a step adds up its scores, :math:`2 B + 1` numbers, by one
-    all-reduce. :meth:`forward` gathers all columns, so that metrics, audits and
-    :meth:`recommend` work as they are and give the same on every process. The result
-    is that of one process up to rounding: neither initial values nor batches depend on
-    the number of processes. Started without ``torchrun``, one process holds all.
+    all-reduce. Ranking takes turns: the scores of a block of users are added up on one
+    process, which ranks it, so that :meth:`recommend`,
+    :meth:`~torch_geometric_unlearn.metrics.evaluate_split`,
+    :meth:`~torch_geometric_unlearn.metrics.evaluate_request` and validation need no
+    whole embeddings. :meth:`forward` gathers all columns, for audits and other
+    metrics. All processes get the same, which is that of one process up to rounding:
+    neither initial values nor batches depend on the number of processes. Started
+    without ``torchrun``, one process holds all.
 
     Training, :class:`~torch_geometric_unlearn.unlearn.Retrain`,
     :class:`~torch_geometric_unlearn.unlearn.PartialRetrain`,
@@ -81,8 +85,14 @@ class ColumnParallelLightGCN(ColumnParallelModel[LightGCN], LightGCN):
         for table in self.tables():
             table.init(table.parameter)
 
+    def column_embeddings(self, graph: LightGCNGraph) -> tuple[Tensor, Tensor]:
+        r"""Returns the columns of user and item embeddings that this process holds,
+        :math:`(N_{user}, H / P)` and :math:`(N_{item}, H / P)`.
+        """
+        return super().forward(graph)
+
     def forward(self, graph: LightGCNGraph) -> tuple[Tensor, Tensor]:
-        user_emb, item_emb = super().forward(graph)
+        user_emb, item_emb = self.column_embeddings(graph)
         return self.columns.gather(user_emb), self.columns.gather(item_emb)
 
     def node_loss(self, branches: Mapping[str, Tensor]) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from torch_geometric_unlearn.ops import SparseOperator
-from torch_geometric_unlearn.ops.sparse_operator import bipartite_operators
+from torch_geometric_unlearn.ops.sparse_operator import bipartite_operator
 from torch_geometric_unlearn.ops.spmm import consume_beta_warning
 
 
@@ -64,8 +64,8 @@ class InteractionGraph:
         if dtype not in self._operators:
             item, user = self._made[:, : self._made.size(1) // 2]
             pairs = torch.stack([user, item - self.num_users])
-            both, _ = bipartite_operators(pairs, self.num_users, self.num_items, dtype)
-            self._operators[dtype] = both
+            sizes = self.num_users, self.num_items
+            self._operators[dtype] = bipartite_operator(pairs, *sizes, dtype)
         return self._operators[dtype]
 
     def to(self, device: torch.device | str) -> InteractionGraph:

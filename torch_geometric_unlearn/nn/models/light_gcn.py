@@ -13,7 +13,7 @@ from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.nn.conv import LayerMeanConv
 from torch_geometric_unlearn.nn.functional import bpr_loss
 from torch_geometric_unlearn.ops import SparseOperator
-from torch_geometric_unlearn.ops.sparse_operator import bipartite_operators
+from torch_geometric_unlearn.ops.sparse_operator import bipartite_operator
 from torch_geometric_unlearn.utils.check import check_float, check_int
 
 from ._checks import check_sizes
@@ -25,7 +25,8 @@ class LightGCNGraph:
     r"""What :class:`LightGCN` propagates over.
 
     Attributes:
-        edge_index (torch.Tensor): The interactions, int64 :obj:`[2, E]`.
+        edge_index (torch.Tensor): The interactions, int64 :obj:`[2, E]`; those of the
+            data themselves where none is marked as forgotten.
         user_item (SparseOperator): Normalised adjacency over users and items.
     """
 
@@ -118,7 +119,7 @@ class LightGCN(Recommender):
         # In half precision, propagation still adds up in single.
         dtype = torch.promote_types(weight.dtype, torch.float32)
         sizes = self.num_users, self.num_items
-        both, _ = bipartite_operators(edge_index, *sizes, dtype)
+        both = bipartite_operator(edge_index, *sizes, dtype)
         return LightGCNGraph(edge_index, both).to(weight.device)
 
     def forward(self, graph: LightGCNGraph) -> tuple[Tensor, Tensor]:
@@ -145,9 +146,9 @@ class LightGCN(Recommender):
         the regulariser looks at, as :obj:`'initial'`, both linear maps of the ID
         embeddings.
         """
-        return {
-            'id': RowBranch(lambda x: self.conv(x, graph.user_item)),
+        return {  # The backward pass takes the last one first, which needs the room.
             'initial': RowBranch(lambda x: x),
+            'id': RowBranch(lambda x: self.conv(x, graph.user_item)),
         }
 
     def node_loss(self, branches: Mapping[str, Tensor]) -> Tensor:

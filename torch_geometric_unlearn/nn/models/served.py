@@ -11,8 +11,10 @@ from torch_geometric_unlearn.data import schema
 from torch_geometric_unlearn.data.request import without_request
 from torch_geometric_unlearn.utils.finite import all_finite
 from torch_geometric_unlearn.utils.mode import evaluating
+from torch_geometric_unlearn.utils.topk import Scores
 
 from ._checks import read_embeddings
+from ._scores import is_shared, scores_of
 from .base import HasBranches, HasContent, RecommenderLike, check_graph
 
 T = TypeVar('T')
@@ -102,6 +104,13 @@ class Served:
         return self._once('embeddings', self._embeddings)
 
     @property
+    def scores(self) -> Scores:
+        r"""What ranks items for users. Of a model that is divided by columns, no
+        process needs whole embeddings for it.
+        """
+        return self._once('scores', self._scores)
+
+    @property
     def is_finite(self) -> bool:
         r"""Whether user and item embeddings are finite; raises nothing."""
         return all_finite(self._once('forward', self._forward))
@@ -130,6 +139,11 @@ class Served:
         user_emb, item_emb = self._once('forward', self._forward)
         user_emb = self._read('user embeddings', user_emb, 0)
         return user_emb, self._read('item embeddings', item_emb, 1)
+
+    def _scores(self) -> Scores:
+        if is_shared(self.model):
+            return scores_of(self.model, self.graph, self.name)
+        return Scores(*self.embeddings)
 
     def _forward(self) -> tuple[Tensor, Tensor]:
         with evaluating(self.model), torch.no_grad():

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch_geometric_unlearn.distributed.blocks import Blocks
 from torch_geometric_unlearn.distributed.columns import columns_of, divided
 
-from .base import HasRowBranches, RecommenderLike, Triplets
+from .base import HasRowBranches, RecommenderLike, RowBranch, Triplets
 
 
 class LinearRows:
@@ -57,12 +57,9 @@ class LinearRows:
             self.x = x
             return
         x[nodes] = 0
-        one_hot = x.new_zeros(x.size(0), nodes.numel())
-        one_hot[nodes, torch.arange(nodes.numel(), device=nodes.device)] = 1
         self.base = {name: branch(x) for name, branch in self.branches.items()}
         self.response = {
-            name: branch.propagate(one_hot[branch.source])
-            for name, branch in self.branches.items()
+            name: _Response(branch, nodes, x) for name, branch in self.branches.items()
         }
 
     def gradients(self, batch: Triplets) -> tuple[Tensor, list[Tensor]]:
@@ -88,7 +85,7 @@ class LinearRows:
             x = values * inside.unsqueeze(1)
             if branch.gate is not None:
                 x = x * branch.gate[(self.nodes - start).clamp(min=0)]
-            out[name] = self.base[name][nodes] + self.response[name][nodes] @ x
+            out[name] = self.base[name][nodes] + self.response[name].at(nodes) @ x
         return out
 
     @torch.no_grad()
@@ -99,6 +96,36 @@ class LinearRows:
                 continue
             inside, rows = table.locate(self.nodes, self.num_users)
             table.parameter[rows] = self.values[0][inside]
+
+
+class _Response:
+    r"""What a branch answers to one row each, :math:`(N, R)`, of which only those of
+    the nodes are kept that answer at all.
+    """
+
+    def __init__(self, branch: RowBranch, nodes: Tensor, x: Tensor) -> None:
+        parts = []
+        width = x.size(1)  # As much at a time as the embeddings take.
+        for start in range(0, nodes.numel(), width):
+            part = nodes[start : start + width]
+            one_hot = x.new_zeros(x.size(0), part.numel())
+            one_hot[part, torch.arange(part.numel(), device=part.device)] = 1
+            answer = branch.propagate(one_hot[branch.source])
+            rows = (answer != 0).any(dim=1).nonzero().view(-1)
+            parts.append((start, rows, answer[rows]))
+        # The last row, of no node, stands for those that don't answer.
+        none = nodes.new_tensor([x.size(0)])
+        self.rows = torch.cat([none, *(rows for _, rows, _ in parts)]).unique()
+        self.value = x.new_zeros(self.rows.numel(), nodes.numel())
+        for start, rows, answer in parts:
+            place = torch.searchsorted(self.rows, rows)
+            self.value[place, start : start + answer.size(1)] = answer
+
+    def at(self, nodes: Tensor) -> Tensor:
+        r"""Returns the answers of some nodes, :math:`(n, R)`."""
+        place = torch.searchsorted(self.rows, nodes)
+        last = self.rows.numel() - 1
+        return self.value[torch.where(self.rows[place] == nodes, place, last)]
 
 
 class TableRows:
