@@ -1,4 +1,4 @@
-r"""Tables of what scripts have measured: the deletion service, and a backdoor."""
+r"""Tables of what scripts have measured: the deletion service, a backdoor, scaling."""
 
 from __future__ import annotations
 
@@ -91,6 +91,23 @@ def backdoor(*names):
     return text(lines)
 
 
+def scaling(*names):
+    r"""Steps and requests by size and number of processes, of several files."""
+    header = ['interactions', 'nodes', 'processes', 's per step', 'interactions per s']
+    header += ['bytes sent per step', 'training, MB (formula)', 'request, s']
+    lines = start([*header, 'request, MB (formula)'])
+    for row in (row for name in names for row in load(name)):
+        cells = [f'{row[key]:,}' for key in ('interactions', 'nodes', 'processes')]
+        cells += [f'{row["s_per_step"]:.3g}', f'{row["interactions_per_s"]:,.0f}']
+        cells += [f'{row["bytes_sent_per_step"]:,.0f}', _memory(row, 'train')]
+        lines.append(line([*cells, f'{row["request_s"]:.3g}', _memory(row, 'request')]))
+    return text(lines)
+
+
+def _memory(row, part):
+    return f'{row[f"{part}_memory_mb"]:,.0f} ({row[f"{part}_formula_mb"]:,.0f})'
+
+
 def _by_quarter(rows, key, cell):
     lines = start(['', '1/4', '2/4', '3/4', '4/4'])
     for name in dict.fromkeys(row[key] for row in rows):
@@ -121,4 +138,5 @@ KINDS = {
     'scenario-jobs': jobs,
     'scenario-exposure': exposure,
     'backdoor': backdoor,
+    'scaling': scaling,
 }

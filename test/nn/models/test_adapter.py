@@ -208,7 +208,7 @@ def test_a_copy_has_its_own_parameters(data):
         [table] = other.tables()
         assert table.parameter is other.module.item.weight
         assert table.parameter is not module.item.weight
-        assert table[1:] == ('item', True, torch.nn.init.zeros_, '')
+        assert table[1:] == ('item', True, torch.nn.init.zeros_, '', None)
         assert other.branches()['id'][0] is other.module.mix
 
 
