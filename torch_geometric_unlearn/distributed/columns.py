@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -138,7 +139,7 @@ class UnevenColumns(Columns):
             )
 
 
-class ColumnParallel:
+class ColumnParallel(ABC):
     r"""A model of which every process holds some columns.
 
     Attributes:
@@ -147,11 +148,11 @@ class ColumnParallel:
 
     columns: Columns
 
+    @abstractmethod
     def divided(self) -> dict[str, Blocks]:
         r"""Returns of which block a parameter or buffer consists, by name; all others
         are equal on every process.
         """
-        raise NotImplementedError
 
 
 def columns_of(model: Any) -> Columns | None:

@@ -39,8 +39,8 @@ def begin(ws: Workspace, job: str, reason: str) -> int:
     else was at work is left.
     """
     with ws.ledger.transaction():
-        sql = 'SELECT attempts FROM job WHERE id = ?'
-        row = ws.ledger.row(f"{sql} AND state = 'running'", job)
+        sql = "SELECT attempts FROM job WHERE id = ? AND state = 'running'"
+        row = ws.ledger.row(sql, job)
         attempts = 1 if row is None else row['attempts'] + 1
         sql = "UPDATE job SET state = 'left' WHERE state = 'running' AND id != ?"
         ws.ledger.write(sql, job)
